@@ -1,0 +1,43 @@
+# Two commands do everything on a machine that has only Python 3.11 or 3.12: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-all lint types clean
+
+help:
+	@echo "make demo      create .venv, install, convert data, train a student and evaluate it (CPU, minutes)"
+	@echo "make test      lint, type check and the fast tests"
+	@echo "make test-all  the same with the slow tests"
+	@echo "make setup     only create .venv and install"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt requirements-devkit.txt pyproject.toml
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else 'Python 3.11 or 3.12 is needed, this is %d.%d; choose one: make setup PYTHON=python3.11' % v)"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet --no-deps -r requirements-devkit.txt
+	$(RUN) -m pip install --quiet -e ".[dev]"
+	touch $(STAMP)
+
+demo: setup
+	$(RUN) -m fsmde_jax.demo
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: setup
+	$(RUN) -m mypy
+
+test: lint types
+	$(RUN) -m pytest -m "not slow"
+
+test-all: lint types
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,81 @@
+"""Every config key, once, with its unit and meaning. The other configs only override.
+
+Change any of them on the command line: `python -m fsmde_jax.main --config configs/nuscenes.py --config.optim.lr=3e-4`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.name = "base"  # run name; the default --workdir is runs/<name>
+    c.seed = 0  # initialisation, shuffling and augmentation
+
+    c.data = ml_collections.ConfigDict()
+    c.data.train_records = ""  # records folder(s) written by data_prep; several: comma-separated
+    c.data.eval_records = ""  # records folder for evaluation
+    c.data.prepare_train = ""  # the data_prep command that makes train_records; shown when they are missing
+    c.data.prepare_eval = ""  # likewise for eval_records
+    c.data.image_size = (352, 640)  # network input, height and width, pixels; multiples of 32
+    c.data.cameras = ()  # names of the cameras to use, in this order; () = all of the records, ring order
+    c.data.batch_size = 2  # rigs per step over all devices
+    c.data.num_threads = 2  # reading and decoding threads of each process
+    c.data.prefetch = 2  # batches prepared ahead on the device
+    c.data.use_extra_sweeps = True  # train on accumulated points where the records hold them
+
+    c.augment = ml_collections.ConfigDict()  # training only; one seed per sample, pixels and calibration together
+    c.augment.flip = 0.5  # probability of mirroring the whole rig
+    c.augment.scale = (1.0, 1.15)  # zoom range before a random crop back to image_size; 1 = no crop
+    c.augment.brightness = 0.2  # half-widths of the colour jitter; 0 = off
+    c.augment.contrast = 0.2
+    c.augment.saturation = 0.2
+    c.augment.hue = 0.05  # fraction of the colour circle
+    c.augment.jitter_probability = 0.5  # of a sample
+    c.augment.jitter_per_camera = False  # False: the six cameras share one jitter
+
+    c.model = ml_collections.ConfigDict()
+    c.model.encoder = "resnet18"  # resnet18|34|50, efficientnet_lite0|1|2
+    c.model.encoder_weights = ""  # .safetensors or .pth with ImageNet weights; "" = random initialisation
+    c.model.decoder_channels = (16, 32, 64, 128, 256)  # at strides 2, 4, 8, 16, 32
+    c.model.bins = "log"  # log|linear (adaptive widths), uniform|sid (fixed), attractor; docs/method.md
+    c.model.probabilities = "softmax"  # softmax|log_binomial
+    c.model.num_bins = 64
+    c.model.min_depth = 0.1  # metres: every camera must be able to reach [min_depth, max_depth]
+    c.model.max_depth = 80.0
+    c.model.focal_canonical = 500.0  # f_0, pixels at network width 640
+    c.model.focal_range = (300.0, 600.0)  # smallest and largest fx over the rigs, pixels at network width 640, before augmentation
+    c.model.cross_view_blocks = 0  # attention blocks over adjacent views at stride 32; 0 = off
+    c.model.dtype = "float32"  # compute dtype: float32|bfloat16; parameters, head and losses stay float32
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.silog_lambda = 0.85
+    c.loss.chamfer_weight = 0.1  # beta of docs/method.md section 3
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.lr = 3e-4  # peak of warm-up + cosine
+    c.optim.encoder_lr_scale = 1.0  # factor on the encoder's rate; below 1 with pretrained weights
+    c.optim.warmup_steps = 500
+    c.optim.final_lr_scale = 0.05  # rate at the last step / peak
+    c.optim.weight_decay = 1e-2  # AdamW; not on biases and normalisation
+    c.optim.clip_norm = 1.0  # global gradient norm; 0 = no clipping
+
+    c.train = ml_collections.ConfigDict()
+    c.train.steps = 50_000
+    c.train.log_every = 50  # steps
+    c.train.picture_every = 1000  # steps between depth pictures in TensorBoard; 0 = none
+    c.train.eval_every = 2500  # steps between evaluations; 0 = only at the end
+    c.train.eval_samples = 200  # samples of an evaluation during training; 0 = all
+    c.train.checkpoint_every = 1000  # steps
+    c.train.keep_checkpoints = 2  # newest; the best is kept besides
+    c.train.init_from = ""  # checkpoint folder (a run's workdir) whose parameters start a fine-tuning
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.protocol = "surround"  # surround (P1) | vfdepth (P2); docs/protocol.md
+    c.eval.min_depth = 0.1  # metres, ground truth outside is ignored (strictly)
+    c.eval.max_depth = 80.0
+    c.eval.batch_size = 1  # rigs per forward
+    c.eval.flip_tta = False  # average with the mirrored rig's prediction; printed with the result
+    c.eval.best_metric = "metric/abs_rel"  # lowest is best: which checkpoint is kept
+    c.eval.checkpoint = "best"  # which checkpoint --mode evaluate restores: best | latest
+    c.eval.num_pictures = 4  # panoramas written per evaluation
+    return c

@@ -1,0 +1,25 @@
+"""DDAD, supervised: ResNet-18 student on single-sweep LiDAR, 384x640, 0.1-200 m.
+
+  python -m fsmde_jax.main --config configs/ddad.py
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = base.get_config()
+    c.name = "ddad"
+    c.data.train_records = "records/ddad_train"
+    c.data.eval_records = "records/ddad_val"
+    prepare = "python -m data_prep.ddad --json <DDAD folder>/ddad.json --split {0} --masks <masks folder> --out records/ddad_{0}"
+    c.data.prepare_train = prepare.format("train")
+    c.data.prepare_eval = prepare.format("val")
+    c.data.image_size = (384, 640)
+    c.data.batch_size = 8
+    c.model.max_depth = 200.0
+    c.eval.max_depth = 200.0
+    # fx about 1,060 px (sides) to 2,182 px (front) of 1,936: 350 to 721 at width 640.
+    c.model.focal_range = (335.0, 750.0)
+    return c

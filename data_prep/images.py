@@ -1,0 +1,115 @@
+"""Images and ego-body masks: read strictly, resize once by area, encode. A damaged file is an error, never grey pixels."""
+
+import functools
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from fsmde_jax.errors import DataError
+
+_JPEG_END = b"\xff\xd9"
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """File content; `DataError` naming the file and `what` where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read this {what} ({error.strerror}); is the download complete?") from error
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """Decodes JPEG or PNG bytes to [H, W, 3] uint8 RGB.
+
+    OpenCV fills the missing part of a truncated JPEG with grey and only prints a warning. So a JPEG must end with its
+    end marker (costs nothing); without it Pillow decides, which raises on truncation. Pillow for every JPEG would cost
+    about half as much again as OpenCV.
+
+    Raises:
+      DataError: not an image, truncated, damaged, or turned by an EXIF tag (calibration would not fit).
+    """
+    advice = "get this file again, or leave the sample out with --on_error skip"
+    if not data:
+        raise DataError(f"{where}: the image file is empty; {advice}")
+    try:
+        with Image.open(io.BytesIO(data)) as image:  # header only: cheap
+            kind, mode = image.format, image.mode
+            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+                raise DataError(f"{where}: turned by an EXIF orientation tag; save the pixels upright as the calibration sees them")
+            if kind == "JPEG" and mode == "RGB" and data.endswith(_JPEG_END):
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                if pixels is None:
+                    raise DataError(f"{where}: damaged JPEG; {advice}")
+                return pixels
+            if mode not in ("RGB", "RGBA", "L", "P"):
+                raise DataError(f"{where}: pixel format {mode!r}; expected 8-bit RGB or grey")
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
+        raise DataError(f"{where}: truncated or damaged image ({error}); {advice}") from error
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """JPEG bytes of [H, W, 3] uint8 RGB, chroma at half resolution (4:2:0); no metadata, so equal input gives equal bytes."""
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
+    if not done:
+        raise RuntimeError("OpenCV could not encode a JPEG")
+    return data.tobytes()
+
+
+def prepare_image(
+    path: str | Path, native_size: tuple[int, int], image_size: tuple[int, int] | None, quality: int
+) -> tuple[bytes, tuple[int, int]]:
+    """Encoded image of a record and its (height, width).
+
+    Args:
+      path: JPEG or PNG file.
+      native_size: (height, width) that the calibration belongs to; another size is an error.
+      image_size: (height, width) to resize to with area weights; None = native, and then JPEG files are copied byte
+        for byte (after a decode that proves them whole).
+      quality: JPEG quality where pixels are encoded again.
+
+    Raises:
+      DataError: see `decode_image`, and if the size does not match.
+    """
+    data = read_bytes(path, "image")
+    pixels = decode_image(data, str(path))
+    if pixels.shape[:2] != tuple(native_size):
+        got, expected = f"{pixels.shape[0]}x{pixels.shape[1]}", f"{native_size[0]}x{native_size[1]}"
+        raise DataError(f"{path}: the image is {got}, but its calibration is for {expected} (height x width)")
+    if image_size is None or tuple(image_size) == tuple(native_size):
+        if data.startswith(b"\xff\xd8") and data.endswith(_JPEG_END):
+            return data, native_size
+        return encode_jpeg(pixels, quality), native_size
+    height, width = image_size
+    shrinks = height <= native_size[0] and width <= native_size[1]
+    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return encode_jpeg(resized, quality), (height, width)
+
+
+@functools.lru_cache(maxsize=64)
+def prepare_mask(path: str, native_size: tuple[int, int]) -> bytes:
+    """Ego-body mask of a record: 1-bit PNG (255 = visible, 0 = own body), or b"" where everything is visible.
+
+    Raises:
+      DataError: missing, damaged, of another size than the images, or with values between 0 and 255.
+    """
+    data = read_bytes(path, "mask")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mask = np.array(image.convert("L"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: truncated or damaged mask ({error}); get this file again") from error
+    if mask.shape != tuple(native_size):
+        raise DataError(f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, the camera's images are {native_size[0]}x{native_size[1]}")
+    if not np.all((mask == 0) | (mask == 255)):
+        raise DataError(f"{path}: mask values must be 255 (visible) or 0 (own body), found others; threshold it first")
+    if mask.all():
+        return b""
+    out = io.BytesIO()
+    Image.fromarray(mask > 0).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,282 @@
+"""Converts a described split to record shards, in parallel, resumable, with the same bytes for any number of workers.
+
+The split of the samples over shards depends on their number only. A shard appears under its name when it is whole; a
+small file in `.parts/` then says so with its statistics. `manifest.json` comes last. So a run that was killed at any
+moment leaves finished shards and temporary files: the next run keeps the former and deletes the latter.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from data_prep import manifest as manifests
+from data_prep.plan import BuildOptions, SamplePlan, Source, build_sample
+from fsmde_jax.data import schema, tfrecord
+from fsmde_jax.errors import DataError
+
+_MAX_PER_SHARD = 128  # about 60 MB at 352x640
+_MAX_SHARDS_SMALL = 16  # small splits still give this many workers something to do
+_PARTS = ".parts"
+_done: Any = None  # samples finished over all workers, for the progress bar
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One shard: sample plans, or (sample id, reason) where a sample could not even be described."""
+
+    path: Path
+    part: Path
+    plans: list[SamplePlan | tuple[str, str]]
+    cameras: list[str]
+    options: BuildOptions
+    on_error: str
+    fingerprint: str
+
+
+def shard_bounds(num_samples: int) -> list[tuple[int, int]]:
+    """[first, last) of each shard; depends on the number of samples only."""
+    per_shard = min(_MAX_PER_SHARD, max(1, -(-num_samples // _MAX_SHARDS_SMALL)))
+    return [(i, min(i + per_shard, num_samples)) for i in range(0, num_samples, per_shard)]
+
+
+def convert(
+    source: Source, out: str | Path, options: BuildOptions, *, sweeps: int = 0, workers: int = 1, on_error: str = "stop"
+) -> schema.Manifest:
+    """Writes the split to the folder `out` and returns its manifest.
+
+    Args:
+      source: the split; `source.describe` is called in this process, in order.
+      out: records folder; made if missing. A finished conversion of the same inputs is kept, another one is refused.
+      options: image size, JPEG quality, point rule.
+      sweeps: neighbouring sweeps per sample, recorded in the manifest (`source.describe` adds them).
+      workers: processes; 1 = in this process. The records do not depend on it.
+      on_error: "stop", or "skip" to leave out samples that cannot be converted and list them in the manifest.
+
+    Raises:
+      DataError: a sample cannot be converted, the folder holds something else, or it cannot be written.
+    """
+    out = Path(out)
+    if not source.sample_ids:
+        raise DataError(f"{source.dataset} {source.version}: split {source.split!r} has no samples here; nothing to convert")
+    mark = manifests.fingerprint(source, options, sweeps)
+    with _locked_folder(out):
+        if (out / schema.MANIFEST_NAME).exists():
+            found = manifests.read_manifest(out)
+            if found.fingerprint != mark:
+                raise DataError(f"{out}: holds a finished conversion of other samples or options ({_describe(found)}); choose another --out or delete it")
+            shutil.rmtree(out / _PARTS, ignore_errors=True)
+            print(f"{out}: already converted, {found.num_samples} samples, {len(found.skipped)} skipped; nothing to do")
+            return found
+        bounds = shard_bounds(len(source.sample_ids))
+        jobs, finished = _open_jobs(source, out, options, on_error, mark, bounds)
+        if finished:
+            print(f"{out}: resuming, {len(finished)} of {len(bounds)} shards are done", file=sys.stderr)
+        for index, part in _run(jobs, len(source.sample_ids), finished, bounds, workers):
+            finished[index] = part
+        result = _manifest(source, options, sweeps, mark, [finished[i] for i in range(len(bounds))])
+        try:
+            manifests.write_metadata(out, result)
+        except OSError as error:
+            raise DataError(f"{out}: cannot write the manifest ({error.strerror}); free space and run again") from error
+        shutil.rmtree(out / _PARTS, ignore_errors=True)
+    return result
+
+
+@contextlib.contextmanager
+def _locked_folder(out: Path) -> Iterator[None]:
+    """Makes the folder and holds a lock on it, so that two conversions never write into one."""
+    try:
+        (out / _PARTS).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{out}: cannot make this records folder ({error.strerror}); choose another --out") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{out}: another data_prep process is writing here; wait for it or choose another --out") from error
+        yield
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            (out / _PARTS).rmdir()  # only when empty
+
+
+def _open_jobs(
+    source: Source, out: Path, options: BuildOptions, on_error: str, mark: str, bounds: list[tuple[int, int]]
+) -> tuple[Iterator[tuple[int, _Job]], dict[int, dict]]:
+    """Deletes leftovers; returns the shards still to do (described lazily) and the parts of those that are done."""
+    for leftover in [*out.glob("*.tmp-*"), *(out / _PARTS).glob("*.tmp-*")]:
+        leftover.unlink(missing_ok=True)
+    finished: dict[int, dict] = {}
+    paths = [out / f"{schema.TFDS_NAME}-{source.split}.tfrecord-{i:05d}-of-{len(bounds):05d}" for i in range(len(bounds))]
+    parts = [out / _PARTS / f"{p.name}.json" for p in paths]
+    for part in (out / _PARTS).glob("*.json"):
+        try:
+            content = json.loads(part.read_text())
+        except ValueError:
+            content = {}
+        if content.get("fingerprint") != mark or part not in parts:
+            raise DataError(f"{out}: holds an unfinished conversion of other samples or options; delete it or choose another --out")
+        path = paths[parts.index(part)]
+        if path.is_file() and path.stat().st_size == content["shard"]["num_bytes"]:
+            finished[parts.index(part)] = content
+
+    def jobs() -> Iterator[tuple[int, _Job]]:
+        for i, (first, last) in enumerate(bounds):
+            if i in finished:
+                continue
+            plans: list[SamplePlan | tuple[str, str]] = []
+            for k in range(first, last):
+                try:
+                    plans.append(source.describe(k))
+                except DataError as error:
+                    if on_error != "skip":
+                        raise
+                    plans.append((source.sample_ids[k], str(error)))
+            yield i, _Job(paths[i], parts[i], plans, source.cameras, options, on_error, mark)
+
+    return jobs(), dict(finished)
+
+
+def _run(jobs: Iterator, num_samples: int, finished: dict, bounds: list, workers: int) -> Iterator[tuple[int, dict]]:
+    """Converts the shards; at most 2 per worker are described ahead, so memory does not grow with the dataset."""
+    global _done
+    already = sum(bounds[i][1] - bounds[i][0] for i in finished)
+    context = multiprocessing.get_context("spawn")
+    _done = context.Value("q", 0)
+    bar = tqdm(total=num_samples, initial=already, unit="rig", desc="converting", dynamic_ncols=True)
+
+    def refresh() -> None:
+        bar.update(already + _done.value - bar.n)
+
+    with bar:
+        if workers <= 1:
+            for index, job in jobs:
+                yield index, _convert_shard(job, refresh)
+            return
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (_done, os.getpid()))
+        waiting: dict[concurrent.futures.Future, int] = {}
+        try:
+            more = True
+            while more or waiting:
+                while more and len(waiting) < 2 * workers:
+                    index, job = next(jobs, (-1, None))
+                    more = job is not None
+                    if more:
+                        waiting[pool.submit(_convert_shard, job)] = index
+                ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
+                refresh()
+                for future in ready:
+                    yield waiting.pop(future), future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise DataError("a worker process died, most likely for lack of memory; run again with fewer --workers (finished shards are kept)") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(done: Any, parent: int) -> None:
+    """Set-up of a worker process: one thread of OpenCV, and no life after the parent's."""
+    global _done
+    _done = done
+    cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _convert_shard(job: _Job, refresh: Any = None) -> dict:
+    """Writes one shard, its index and its part file; returns the part."""
+    statistics = manifests.new_statistics(job.cameras)
+    skipped: list[dict[str, str]] = []
+
+    def records() -> Iterator[bytes]:
+        for plan in job.plans:
+            if isinstance(plan, SamplePlan):
+                try:
+                    sample = build_sample(plan, job.options)
+                    data = schema.encode(sample)
+                except DataError as error:
+                    if job.on_error != "skip":
+                        raise DataError(f"sample {plan.sample_id!r}: {error}\n(--on_error skip leaves such samples out and lists them)") from error
+                    skipped.append({"sample_id": plan.sample_id, "reason": str(error)})
+                else:
+                    manifests.add_sample(statistics, sample)
+                    yield data
+            else:
+                skipped.append({"sample_id": plan[0], "reason": plan[1]})
+            if _done is not None:
+                with _done.get_lock():
+                    _done.value += 1
+            if refresh:
+                refresh()
+
+    count = tfrecord.write_records(job.path, records())
+    part = {
+        "fingerprint": job.fingerprint,
+        "shard": {
+            "name": job.path.name,
+            "num_records": count,
+            "num_bytes": job.path.stat().st_size,
+            "sha256": manifests.file_sha256(job.path),
+        },
+        "statistics": statistics,
+        "skipped": skipped,
+    }
+    try:
+        tfrecord.write_atomically(job.part, json.dumps(part).encode())
+    except OSError as error:
+        raise DataError(f"{job.part}: cannot write ({error.strerror}); free space and run again, finished shards are kept") from error
+    return part
+
+
+def _manifest(source: Source, options: BuildOptions, sweeps: int, mark: str, parts: list[dict]) -> schema.Manifest:
+    skipped = [s for part in parts for s in part["skipped"]]
+    statistics = manifests.merge_statistics([part["statistics"] for part in parts], source.cameras)
+    focal = statistics.pop("focal")
+    if focal is None:
+        raise DataError(f"no sample could be converted; the first problem: {skipped[0]['reason']}")
+    return schema.Manifest(
+        format_version=schema.FORMAT_VERSION,
+        dataset=source.dataset,
+        source_version=source.version,
+        split=source.split,
+        complete_split=source.complete and not skipped,
+        num_samples=sum(part["shard"]["num_records"] for part in parts),
+        shards=[part["shard"] for part in parts],
+        cameras=source.cameras,
+        point_rule=source.point_rule,
+        sweeps=sweeps,
+        image_size=list(options.image_size) if options.image_size else None,
+        min_depth=source.min_depth,
+        max_depth=source.max_depth,
+        focal_px=focal,
+        scenes=source.scenes,
+        options={**source.options, "jpeg_quality": options.jpeg_quality},
+        skipped=skipped,
+        statistics=statistics,
+        fingerprint=mark,
+    )
+
+
+def _describe(found: schema.Manifest) -> str:
+    size = "native" if found.image_size is None else "x".join(map(str, found.image_size))
+    return f"{found.dataset} {found.source_version} {found.split}, {found.num_samples} samples, {size}, {found.sweeps} sweeps"

@@ -1,0 +1,165 @@
+"""Checks finished records: `python -m data_prep.verify R [R2 ...] [--overlay out.png]`.
+
+Everything is read again: checksums of files and records, schema, images, counts and statistics of the manifest. Several
+folders are also checked against each other: no scene and no sample may be in a training and in a held-out split.
+"""
+
+import argparse
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data_prep import leakage, overlay
+from data_prep import manifest as manifests
+from data_prep.images import decode_image
+from fsmde_jax.data import schema, tfrecord
+from fsmde_jax.errors import ConfigError, DataError, exit_with_message
+
+
+def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
+    """Reads a records folder again from end to end; returns its manifest and the ids of its samples.
+
+    Raises:
+      DataError: the first thing that is wrong, naming the file or the record.
+    """
+    folder = Path(folder)
+    found = manifests.read_manifest(folder)
+    _check_files(folder, found)
+    statistics = manifests.new_statistics(found.cameras)
+    ids: set[str] = set()
+    scenes: set[str] = set()
+    for shard in found.shards:
+        path = folder / shard["name"]
+        reader = tfrecord.TFRecordReader([path])
+        if len(reader) != shard["num_records"]:
+            raise DataError(f"{path}: holds {len(reader)} records, the manifest says {shard['num_records']}; convert again")
+        for i in range(len(reader)):
+            sample = schema.decode(reader[i], reader.where(i))
+            check_sample(sample, found, reader.where(i))
+            if sample.sample_id in ids:
+                raise DataError(f"{reader.where(i)}: sample {sample.sample_id!r} is there twice; convert again")
+            ids.add(sample.sample_id)
+            scenes.add(sample.scene)
+            manifests.add_sample(statistics, sample)
+        reader.close()
+    if len(ids) != found.num_samples:
+        raise DataError(f"{folder}: {len(ids)} samples, the manifest says {found.num_samples}; convert again")
+    focal = statistics.pop("focal")
+    if statistics != found.statistics or not np.allclose(focal, found.focal_px):
+        raise DataError(f"{folder}: the manifest's statistics are not those of the records; convert again")
+    if not scenes <= set(found.scenes):
+        raise DataError(f"{folder}: scenes {sorted(scenes - set(found.scenes))} are not in the manifest; convert again")
+    return found, ids
+
+
+def _check_files(folder: Path, found: schema.Manifest) -> None:
+    """Files, sizes and checksums against the manifest; TFDS metadata against both."""
+    listed = {shard["name"] for shard in found.shards}
+    there = {p.name for p in folder.glob("*.tfrecord-*") if p.suffix != ".index"}
+    if there != listed:
+        raise DataError(f"{folder}: missing shards {sorted(listed - there)}, unlisted files {sorted(there - listed)}; convert again")
+    for shard in tqdm(found.shards, desc="checksums", unit="file", leave=False):
+        path = folder / shard["name"]
+        if path.stat().st_size != shard["num_bytes"] or manifests.file_sha256(path) != shard["sha256"]:
+            raise DataError(f"{path}: size or sha256 differs from the manifest; the file is damaged, convert again")
+    for name in ("dataset_info.json", "features.json"):
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / name}: missing or broken TFDS metadata ({error}); convert again") from error
+        if name == "dataset_info.json":
+            lengths = [int(n) for n in content["splits"][0]["shardLengths"]]
+            if lengths != [shard["num_records"] for shard in found.shards]:
+                raise DataError(f"{folder / name}: shard lengths differ from the manifest; convert again")
+
+
+def check_sample(sample: schema.RigSample, found: schema.Manifest, where: str) -> None:
+    """Schema, cameras, images and masks of one record (`DataError` naming `where`)."""
+    sample.validate(where)
+    if sample.camera_names != found.cameras:
+        raise DataError(f"{where}: cameras {sample.camera_names}, the manifest says {found.cameras}; convert again")
+    for i, name in enumerate(sample.camera_names):
+        here = f"{where}, camera {name}"
+        pixels = decode_image(sample.images[i], here)
+        if list(pixels.shape[:2]) != sample.image_size[i].tolist():
+            raise DataError(f"{here}: the image is {pixels.shape[:2]}, its record says {sample.image_size[i].tolist()}")
+        if sample.ego_masks[i]:
+            mask = Image.open(io.BytesIO(sample.ego_masks[i]))
+            if [mask.height, mask.width] != sample.native_size[i].tolist():
+                raise DataError(f"{here}: the mask is {mask.height}x{mask.width}, expected {sample.native_size[i].tolist()}")
+
+
+def describe(found: schema.Manifest) -> Iterator[str]:
+    """Lines of text with what a records folder holds."""
+    size = "native" if found.image_size is None else f"{found.image_size[0]}x{found.image_size[1]}"
+    megabytes = sum(shard["num_bytes"] for shard in found.shards) / 1e6
+    kind = "the complete official split" if found.complete_split else "a subset"
+    yield f"{found.dataset} {found.source_version}, split {found.split}: {kind}, n = {found.num_samples}"
+    yield f"{len(found.scenes)} scenes, {len(found.cameras)} cameras, images {size}, {megabytes:.1f} MB in {len(found.shards)} shards"
+    yield f"points: own sweep, pixel rule {found.point_rule}, evaluation range {found.min_depth:g}-{found.max_depth:g} m" + (
+        f"; extra training labels from {found.sweeps} sweeps" if found.sweeps else ""
+    )
+    if found.skipped:
+        yield f"{len(found.skipped)} samples were skipped, e.g. {found.skipped[0]['sample_id']}: {found.skipped[0]['reason']}"
+    yield ""
+    yield f"{'camera':<18}{'points/sample':>14}{'fewest':>9}{'most':>9}{'without':>9}{'extra':>12}"
+    for name in found.cameras:
+        one = found.statistics["cameras"][name]
+        mean, extra = (one[key] / max(1, found.num_samples) for key in ("points", "extra_points"))
+        yield (
+            f"{name:<18}{mean:>14.1f}{one['fewest_points']:>9}{one['most_points']:>9}"
+            f"{one['samples_without_points']:>9}{extra:>12.1f}"
+        )
+    yield ""
+    counts, edges = found.statistics["depth_counts"], found.statistics["depth_edges"]
+    for low, high, count in itertools.zip_longest(edges, edges[1:], counts):
+        share = count / max(1, sum(counts))
+        label = f"{low:>4} - {high:<4}m" if high is not None else f"{low:>4} +     m"
+        yield f"{label}{count:>13,}  {100 * share:5.1f} %  {'#' * round(60 * share)}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__)
+    parser.add_argument("records", nargs="+", metavar="R", help="records folders")
+    parser.add_argument("--overlay", metavar="out.png", help="draw the LiDAR points of one sample of the first folder")
+    parser.add_argument("--sample", type=int, default=0, metavar="I", help="which sample to draw (default 0)")
+    args = parser.parse_args(argv)
+    with exit_with_message():
+        checked = {}
+        for folder in args.records:
+            found, ids = verify_folder(folder)
+            checked[folder] = (found, ids)
+            print(f"{folder}: whole, all checksums are right")
+            print("\n".join(f"  {line}".rstrip() for line in describe(found)))
+        for (a, (first, ids_a)), (b, (second, ids_b)) in itertools.combinations(checked.items(), 2):
+            leakage.check_manifests(first, second, (a, b))
+            if leakage.use_of(first.split) != leakage.use_of(second.split) and ids_a & ids_b:
+                raise DataError(f"{a} and {b} share {len(ids_a & ids_b)} samples; evaluation would see training data")
+            print(f"{a} and {b}: no scene is in both a training and a held-out split")
+        if args.overlay:
+            _write_overlay(args.records[0], checked[args.records[0]][0], args.sample, args.overlay)
+
+
+def _write_overlay(folder: str, found: schema.Manifest, index: int, path: str) -> None:
+    reader = tfrecord.TFRecordReader([Path(folder) / shard["name"] for shard in found.shards])
+    if not 0 <= index < len(reader):
+        raise ConfigError(f"--sample={index}: {folder} holds samples 0 to {len(reader) - 1}")
+    sample = schema.decode(reader[index], reader.where(index))
+    title = f"{found.dataset} {found.split}   {sample.scene}   sample {index} of {found.num_samples}"
+    picture = overlay.draw_overlay(sample, found.max_depth, title)
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"--overlay={path}: cannot write this picture ({error})") from error
+    print(f"{path}: LiDAR over the images of sample {index}")
+
+
+if __name__ == "__main__":
+    main()

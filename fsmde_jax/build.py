@@ -1,0 +1,83 @@
+"""From a config to the objects of a job. The only place where config keys meet constructors."""
+
+import warnings
+from typing import Any
+
+import ml_collections
+from flax import linen as nn
+
+from fsmde_jax import geometry, weights
+from fsmde_jax.data.pipeline import AugmentOptions
+from fsmde_jax.data.records import Records, open_records
+from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.models import depth_bins, registry
+
+WIDTH_OF_FOCALS = 640.0  # model.focal_* are given in pixels at this network width
+
+
+def focal_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
+    """Smallest and largest fx at network width 640 that training can meet: the rigs' range times the zoom's."""
+    low, high = config.model.focal_range
+    zoom_low, zoom_high = config.augment.scale
+    return low * zoom_low, high * zoom_high
+
+
+def build_student(config: ml_collections.ConfigDict) -> nn.Module:
+    """The student that `config.model` describes."""
+    m = config.model
+    return registry.build_student(
+        encoder=m.encoder, decoder_channels=tuple(m.decoder_channels), bins=m.bins, probabilities=m.probabilities,
+        num_bins=m.num_bins, min_depth=m.min_depth, max_depth=m.max_depth, focal_canonical=m.focal_canonical,
+        focal_range=focal_range(config), cross_view_blocks=m.cross_view_blocks, dtype=m.dtype,
+    )  # fmt: skip
+
+
+def loss_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Keyword arguments of `losses.total.supervised_loss`."""
+    return {
+        "min_depth": config.model.min_depth, "max_depth": config.model.max_depth,
+        "silog_lambda": config.loss.silog_lambda, "chamfer_weight": config.loss.chamfer_weight,
+    }  # fmt: skip
+
+
+def augment_options(config: ml_collections.ConfigDict) -> AugmentOptions:
+    """The training augmentation that `config.augment` describes."""
+    return AugmentOptions(**{**config.augment.to_dict(), "scale": tuple(config.augment.scale)})
+
+
+def encoder_weights(config: ml_collections.ConfigDict) -> tuple[Any, Any] | None:
+    """Pretrained (params, batch_stats) of the encoder, or None where `model.encoder_weights` is empty."""
+    if not config.model.encoder_weights:
+        return None
+    return weights.load_encoder(config.model.encoder_weights, config.model.encoder)
+
+
+def open_split(config: ml_collections.ConfigDict, role: str) -> Records:
+    """The records of a role, "train" or "eval".
+
+    Raises:
+      DataError: they are missing; the message holds the exact command that makes them.
+      ConfigError: the key is empty.
+    """
+    folder, command = config.data[f"{role}_records"], config.data[f"prepare_{role}"]
+    if not folder:
+        raise ConfigError(f"data.{role}_records is empty: name the records folder, e.g. --config.data.{role}_records=records/x")
+    try:
+        records = open_records(folder, tuple(config.data.cameras))
+    except DataError as error:
+        hint = f"\nTo make these records, run:\n  {command}" if command else ""
+        raise DataError(f"{error}\n(config key data.{role}_records){hint}") from error
+    _warn_of_focals(config, records, folder)
+    return records
+
+
+def _warn_of_focals(config: ml_collections.ConfigDict, records: Records, folder: str) -> None:
+    sample, width = records[0], int(WIDTH_OF_FOCALS)
+    scale = width / sample.image_size[:, 1]
+    texts = depth_bins.check_focals(
+        geometry.resize_intrinsics(sample.intrinsics, scale, scale), width, sample.camera_names,
+        min_depth=config.model.min_depth, max_depth=config.model.max_depth,
+        focal_canonical=config.model.focal_canonical, focal_range=focal_range(config),
+    )  # fmt: skip
+    for text in texts:
+        warnings.warn(f"{folder}: {text}", stacklevel=3)

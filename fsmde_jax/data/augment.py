@@ -1,0 +1,132 @@
+"""Augmentation of a rig: what may change (`AugmentOptions`), the random choices (`draw`), mirroring and colour jitter.
+
+Zoom and crop are part of the resize in `transforms.load_rig`, which applies a `Draw` as a whole.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from fsmde_jax import geometry
+from fsmde_jax.errors import ConfigError
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentOptions:
+    """What training may change; the fields are the keys of `config.augment` (see configs/base.py).
+
+    Raises:
+      ConfigError: a value is out of its range.
+    """
+
+    flip: float = 0.5
+    scale: tuple[float, float] = (1.0, 1.15)
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    jitter_probability: float = 0.5
+    jitter_per_camera: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name} = {getattr(self, name)}: a probability must lie in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"augment.{name} = {getattr(self, name)}: a half-width must lie in [0, 1)")
+        if not 0 <= self.hue <= 0.5:
+            raise ConfigError(f"augment.hue = {self.hue}: a fraction of the colour circle must lie in [0, 0.5]")
+        low, high = self.scale
+        if not 1 <= low <= high:
+            raise ConfigError(f"augment.scale = {tuple(self.scale)}: expected 1 <= low <= high (1 = the whole image)")
+
+
+NO_AUGMENT = AugmentOptions(flip=0.0, scale=(1.0, 1.0), jitter_probability=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """The random choices for one rig. `colour`: one (brightness, contrast, saturation, hue) row, or one per camera."""
+
+    flip: bool = False
+    scale: float = 1.0
+    offset: tuple[float, float] = (0.0, 0.0)  # of the crop, as fractions of the free play in y and x
+    colour: np.ndarray | None = None  # [1 or N, 4]; factors around 1 and a fraction of the colour circle
+
+
+def draw(options: AugmentOptions, num_cameras: int, rng: np.random.Generator) -> Draw:
+    """Draws the choices for one rig; the same amount of randomness whatever the options."""
+    u = rng.random(5)
+    v = rng.uniform(-1.0, 1.0, (num_cameras, 4))
+    if not options.jitter_per_camera:
+        v = v[:1]
+    half = np.array([options.brightness, options.contrast, options.saturation, options.hue])
+    colour = v * half + np.array([1.0, 1.0, 1.0, 0.0])
+    low, high = options.scale
+    return Draw(
+        flip=bool(u[0] < options.flip),
+        scale=float(low + (high - low) * u[1]),
+        offset=(float(u[2]), float(u[3])),
+        colour=colour if u[4] < options.jitter_probability and half.any() else None,
+    )
+
+
+def flip_rig(arrays: dict[str, np.ndarray]) -> None:
+    """Mirrors a rig in place: pixels, labels, masks, intrinsics, extrinsics and ego poses; the index order stays.
+
+    What camera i sees after it is what the camera on the other side would see (`flipped_names`). Twice is the identity.
+
+    Args:
+      arrays: `images` [N, H, W, 3] uint8, `depth` and `ego_mask` [N, H, W], `intrinsics`, `cam_to_ego` and
+        `ego_to_global`.
+    """
+    width = arrays["images"].shape[2]
+    for name in ("images", "depth", "ego_mask"):
+        for plane in arrays[name]:
+            view = plane.view(np.uint8) if plane.dtype == np.bool_ else plane
+            cv2.flip(view, 1, dst=view)
+    arrays["intrinsics"][:] = geometry.flip_intrinsics(arrays["intrinsics"].astype(np.float64), width)
+    arrays["cam_to_ego"][:] = geometry.flip_cam_to_ego(arrays["cam_to_ego"])
+    arrays["ego_to_global"][:] = geometry.flip_ego_to_global(arrays["ego_to_global"])
+
+
+def flipped_names(names: Sequence[str], cam_to_ego: np.ndarray) -> list[str]:
+    """Names of a mirrored rig, by its left/right table: CAM_FRONT_LEFT's arrays now are those of a CAM_FRONT_RIGHT."""
+    return [names[i] for i in geometry.mirror_permutation(cam_to_ego)]
+
+
+def colour_matrix(brightness: float, contrast: float, saturation: float, hue: float, mean_luma: float) -> np.ndarray:
+    """One affine map [3, 4] float32 of RGB in 0..255 for the whole jitter, applied without intermediate clipping.
+
+    In this order: x b; then c x + (1 - c) b mean_luma; then s x + (1 - s) luma(x); then a rotation by 2 pi `hue` of the
+    chroma plane of YIQ (NTSC), which keeps the luma.
+    """
+    grey = np.ones((3, 1)) @ LUMA[None]
+    angle = 2 * math.pi * hue
+    turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
+    linear = np.linalg.solve(_RGB_TO_YIQ, turn @ _RGB_TO_YIQ) @ (saturation * np.eye(3) + (1 - saturation) * grey)
+    offset = linear @ np.full(3, (1 - contrast) * brightness * mean_luma)
+    return np.concatenate([linear * (contrast * brightness), offset[:, None]], 1).astype(np.float32)
+
+
+def jitter(images: np.ndarray, colour: np.ndarray, view_mask: np.ndarray | None = None) -> None:
+    """Colour jitter of a rig's images [N, H, W, 3] uint8 in place; `colour` [1 or N, 4] as in `Draw`.
+
+    The mean grey that contrast turns around is the rig's for a shared jitter, the camera's otherwise. Cameras with
+    `view_mask` [N] False stay as they are.
+    """
+    views = range(len(images)) if view_mask is None else np.flatnonzero(view_mask)
+    luma = {i: float(LUMA @ cv2.mean(images[i])[:3]) for i in views}
+    shared = sum(luma.values()) / max(len(luma), 1) if len(colour) == 1 else None
+    for i, own in luma.items():
+        image = images[i]
+        brightness, contrast, saturation, hue = (float(c) for c in colour[0 if shared is not None else i])
+        mean_luma = own if shared is None else shared
+        cv2.transform(image, colour_matrix(brightness, contrast, saturation, hue, mean_luma), dst=image)

@@ -1,0 +1,241 @@
+"""The evaluation job: records through a predictor, measured by one protocol of docs/protocol.md."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from fsmde_jax import build, checkpoint, geometry, identity
+from fsmde_jax.data import pipeline, transforms
+from fsmde_jax.data.records import Records
+from fsmde_jax.data.schema import RigSample
+from fsmde_jax.errors import ConfigError, DataError, TrainingError
+from fsmde_jax.protocols import SurroundProtocol, VfdepthProtocol
+from fsmde_jax.results import Results
+from fsmde_jax.state import make_predict
+from fsmde_jax.viz.panorama import panorama
+
+PROTOCOLS = ("surround", "vfdepth")
+OFFICIAL_COUNTS = {("nuscenes", "val"): 6019, ("nuscenes", "train"): 28130, ("ddad", "val"): 3950, ("ddad", "train"): 12650}
+VFDEPTH_BATCH = 4  # rigs whose pixels P2 pools
+PredictFn = Callable[[dict[str, Any]], Any]  # device batch -> pred_depth [B, N, H, W] metres
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """How to evaluate. `limit` = 0 takes all samples, otherwise that many, spread evenly; depths in metres."""
+
+    image_size: tuple[int, int]
+    protocol: str = "surround"
+    min_depth: float = 0.1
+    max_depth: float = 80.0
+    batch_size: int = 1
+    flip_tta: bool = False
+    limit: int = 0
+    num_pictures: int = 0
+    num_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"eval.protocol = {self.protocol!r}: expected one of {', '.join(PROTOCOLS)} (docs/protocol.md)")
+        if not 0 < self.min_depth < self.max_depth:
+            raise ConfigError(f"eval.min_depth = {self.min_depth}, eval.max_depth = {self.max_depth}: expected 0 < min < max")
+
+
+def options_from(config: ml_collections.ConfigDict, *, limit: int = 0, num_pictures: int = 0) -> EvalOptions:
+    """The options that a config's `eval` and `data` describe."""
+    e = config.eval
+    return EvalOptions(
+        image_size=(int(config.data.image_size[0]), int(config.data.image_size[1])), protocol=e.protocol,
+        min_depth=e.min_depth, max_depth=e.max_depth, batch_size=e.batch_size, flip_tta=e.flip_tta, limit=limit,
+        num_pictures=num_pictures, num_threads=max(1, config.data.num_threads),
+    )  # fmt: skip
+
+
+def flip_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """The mirrored rigs of a batch: pixels, labels, masks and calibration; cameras keep their index."""
+    width = batch["images"].shape[3]
+    return {
+        **batch,
+        "images": batch["images"][:, :, :, ::-1],
+        "depth": batch["depth"][..., ::-1],
+        "ego_mask": batch["ego_mask"][..., ::-1],
+        "intrinsics": geometry.flip_intrinsics(batch["intrinsics"], width),
+        "cam_to_ego": geometry.flip_cam_to_ego(batch["cam_to_ego"]),
+        "ego_to_global": geometry.flip_ego_to_global(batch["ego_to_global"]),
+    }
+
+
+def _predict(predict_fn: PredictFn, batch: dict[str, Any], flip_tta: bool) -> Any:
+    inputs = {name: value for name, value in batch.items() if name != "record_index"}  # int64: no device array
+    depth = predict_fn(inputs)
+    if flip_tta:
+        depth = 0.5 * (depth + predict_fn(flip_batch(inputs))[..., ::-1])
+    return depth
+
+
+def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
+    """Title of the table and number of samples to come.
+
+    Raises:
+      ConfigError: the folders differ in dataset or point rule, so that one table would mix unlike things.
+      DataError: a count that contradicts the manifest, or a "complete" official split of the wrong size.
+    """
+    manifest = records.manifest
+    kinds = sorted({(m.dataset, m.point_rule) for m in records.manifests})
+    if len(kinds) > 1:
+        raise ConfigError(f"data.eval_records mixes {kinds}: evaluate one dataset at a time")
+    if len(records) != manifest.num_samples:
+        raise DataError(f"{records.folders[0]}: {len(records)} records, but the manifest says {manifest.num_samples}")
+    count = min(options.limit, len(records)) if options.limit else len(records)
+    name = f"{manifest.dataset} {manifest.source_version} {manifest.split}"
+    complete = manifest.complete_split and count == len(records) and set(manifest.cameras) == set(records.cameras)
+    if not complete:
+        return f"{name}, subset, n = {count}", count
+    official = OFFICIAL_COUNTS.get((manifest.dataset, manifest.split))
+    if official is not None and count != official:
+        raise DataError(
+            f"{records.folders[0]}: the manifest says that {manifest.dataset} {manifest.split} is complete, but it holds {count}"
+            f" samples and the official split has {official}; convert this split again"
+        )
+    return f"{name}, complete split, n = {count}", count
+
+
+def evaluate(
+    predict_fn: PredictFn, records: Records, options: EvalOptions, *, run_identity: dict[str, Any] | None = None
+) -> Results:
+    """Measures `predict_fn` on `records`.
+
+    Args:
+      predict_fn: batch of NumPy arrays as data/pipeline yields (without record_index) -> pred_depth [B, N, H, W] metres.
+      records: what to evaluate on; ground truth is their own sweep, never the accumulated training labels.
+      options: see `EvalOptions`.
+      run_identity: stored with the results.
+
+    Raises:
+      ConfigError, DataError: see `_check_records`, and damaged records.
+      TrainingError: a prediction is not finite; names the sample.
+    """
+    title, count = _check_records(records, options)
+    rule = records.manifest.point_rule
+    protocol = (
+        SurroundProtocol(min_depth=options.min_depth, max_depth=options.max_depth, point_rule=rule)
+        if options.protocol == "surround"
+        else VfdepthProtocol(max_depth=options.max_depth, point_rule=rule, batch_size=VFDEPTH_BATCH)
+    )
+    wanted = {int(i) for i in np.linspace(0, count - 1, min(options.num_pictures, count)).round()}
+    pictures: list[tuple[str, np.ndarray]] = []
+
+    def consume(prediction: Any, batch: dict[str, Any], samples: list[RigSample], indices: list[int]) -> None:
+        depth = np.asarray(jax.device_get(prediction), np.float32)
+        for row, (sample, index) in enumerate(zip(samples, indices, strict=True)):
+            try:
+                if isinstance(protocol, SurroundProtocol):
+                    protocol.add(depth[row], sample)
+                else:
+                    protocol.add(depth[row], sample, batch["ego_mask"][row])
+            except ValueError as error:
+                raise TrainingError(f"{records.where(index)}, sample {sample.sample_id!r}: cannot be evaluated: {error}") from error
+            if protocol.samples - 1 in wanted:
+                pictures.append((sample.sample_id, _picture(depth[row], batch, row, sample, options)))
+            bar.update()
+
+    batches = pipeline.eval_batches(
+        records, options.image_size, options.batch_size, options.limit, num_threads=options.num_threads
+    )
+    with tqdm(total=count, desc="evaluate", unit="rig", disable=None, dynamic_ncols=True) as bar:
+        pending: tuple[Any, ...] | None = None
+        for batch, samples, indices in batches:
+            prediction = _predict(predict_fn, batch, options.flip_tta)  # the device works on it while the host measures
+            if pending is not None:
+                consume(*pending)
+            pending = (prediction, batch, samples, indices)
+        if pending is not None:
+            consume(*pending)
+    if protocol.samples != count:
+        raise DataError(f"evaluated {protocol.samples} samples, expected {count} from the manifest of {records.folders[0]}")
+    table = protocol.table()
+    if not table:
+        raise DataError(
+            f"{records.folders[0]}: no ground truth between {options.min_depth} and {options.max_depth} m in {count} samples"
+        )
+    consistency = protocol.consistency.result() if isinstance(protocol, SurroundProtocol) else {}
+    return Results(
+        protocol=options.protocol, title=title, samples=count, table=table, consistency=consistency,
+        pixels=protocol.pixels, skipped=protocol.skipped, options=_described(options),
+        identity={**(run_identity or {}), "eval_data": records.fingerprint}, pictures=pictures,
+    )  # fmt: skip
+
+
+def _described(options: EvalOptions) -> dict[str, Any]:
+    described = dataclasses.asdict(options)
+    if options.protocol == "vfdepth":  # P2 has no lower limit besides gt > 0
+        described |= {"min_depth": 0.0, "pooled_rigs": VFDEPTH_BATCH}
+    return described
+
+
+def _picture(depth: np.ndarray, batch: dict[str, Any], row: int, sample: RigSample, options: EvalOptions) -> np.ndarray:
+    return panorama(
+        np.asarray(batch["images"][row]), depth, np.asarray(batch["depth"][row]), list(sample.camera_names),
+        np.asarray(geometry.optical_yaw(sample.cam_to_ego)), min_depth=options.min_depth, max_depth=options.max_depth,
+        title=f"{sample.scene}  {sample.sample_id}",
+    )  # fmt: skip
+
+
+def picture_of(predict_fn: PredictFn, records: Records, index: int, options: EvalOptions) -> np.ndarray:
+    """Panorama [H, W, 3] uint8 of one record with its prediction."""
+    sample = records[index]
+    batch = transforms.empty_batch(1, sample.num_cameras, options.image_size)
+    transforms.load_rig(
+        sample, {k: v[0] for k, v in batch.items() if k != "record_index"}, where=records.where(index)
+    )
+    depth = np.asarray(jax.device_get(_predict(predict_fn, batch, options.flip_tta)), np.float32)
+    return _picture(depth[0], batch, 0, sample, options)
+
+
+def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
+    """Evaluates a run's checkpoint on `data.eval_records`; writes and prints the tables.
+
+    Files: `<workdir>/evaluation/<protocol>.md`, `.json`, `.csv` and `<protocol>_00.png` ...
+
+    Raises:
+      FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
+    """
+    options = options_from(config, num_pictures=config.eval.num_pictures)
+    records = build.open_split(config, "eval")
+    tree, meta, step = checkpoint.read_parameters(Path(workdir), config.eval.checkpoint)
+    where = f"{workdir} ({config.eval.checkpoint} checkpoint, step {step})"
+    saved = meta["identity"]["config"]
+    current = config.to_dict()  # another size, camera set or seed is no obstacle to evaluating
+    checkpoint.check_config({**saved, "data": current["data"], "seed": current["seed"]}, current, where)
+    student = build.build_student(config)
+    predict = make_predict(student)
+    variables = checkpoint.fit_parameters(_template(student, len(records.cameras), options.image_size), tree, where)
+    made_by = identity.run_identity(current, {"eval": records.fingerprint})
+    made_by |= {"checkpoint": config.eval.checkpoint, "step": step, "trained_as": meta["identity"]}
+    results = evaluate(
+        lambda batch: predict(variables["params"], variables["batch_stats"], batch), records, options, run_identity=made_by
+    )
+    files = results.write(Path(workdir) / "evaluation")
+    print(results.to_markdown())
+    print("written: " + ", ".join(str(file) for file in files))
+    if not all(math.isfinite(value) for value in results.flat().values()):
+        raise TrainingError(f"{where}: some metrics are not finite; see {files[0]}")
+    return results
+
+
+def _template(student: Any, cameras: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Shapes of the student's variables, without computing them."""
+    arguments = (
+        jax.ShapeDtypeStruct((1, cameras, *size, 3), np.float32),
+        jax.ShapeDtypeStruct((1, cameras, 3, 3), np.float32),
+        jax.ShapeDtypeStruct((1, cameras, 4, 4), np.float32),
+    )
+    shapes = jax.eval_shape(lambda *a: student.init(jax.random.key(0), *a, train=False), *arguments)
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}

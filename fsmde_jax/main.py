@@ -1,0 +1,95 @@
+"""Command line: train and evaluate a student.
+
+  python -m fsmde_jax.main --config configs/nuscenes.py
+  python -m fsmde_jax.main --config configs/nuscenes.py --mode evaluate --config.data.eval_records=records/my_rig
+  python -m fsmde_jax.main --config configs/ddad.py --config.optim.lr=1e-4 --workdir runs/ddad_slow
+
+Every key of configs/base.py can be overridden with --config.<key>=<value>. Running the same command again resumes.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from fsmde_jax.errors import ConfigError, exit_with_message
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/nuscenes.py.", lock_config=True)
+_MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train", "evaluate", "train_and_evaluate"], "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
+_INIT_FROM = flags.DEFINE_string("init_from", "", "Workdir of another run whose parameters start this one (fine-tuning).")
+
+
+def main(argv: Sequence[str]) -> None:
+    with exit_with_message():
+        if len(argv) > 1:
+            raise ConfigError(f"unexpected argument {argv[1]!r}; overrides are written --config.<key>=<value>")
+        if _CONFIG.value is None:
+            raise ConfigError(f"name a config with --config; there are {_configs()}")
+        config = _CONFIG.value
+        workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+        print(f"workdir: {workdir}")
+        # JAX is imported only now, so that --help and typing errors answer at once.
+        from fsmde_jax.evaluate import evaluate_run
+        from fsmde_jax.train import train
+
+        if _MODE.value != "evaluate":
+            train(config, workdir, init_from=_INIT_FROM.value)
+        if _MODE.value != "train":
+            evaluate_run(config, workdir)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, with config mistakes turned into messages that suggest the nearest file or key."""
+    with exit_with_message():
+        path = _config_path(argv)
+        if path and not Path(path).is_file():
+            raise ConfigError(f"{path}: no such config file; there are {_configs()}")
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError, ValueError, TypeError) as error:
+            raise ConfigError(_explain(error, argv)) from error
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        match = re.match(r"^--?config(=(.*))?$", argument)
+        if match:
+            return match.group(2) if match.group(1) else following
+    return None
+
+
+def _configs() -> str:
+    folder = Path(__file__).resolve().parent.parent / "configs"
+    return ", ".join(sorted(f"configs/{p.name}" for p in folder.glob("*.py") if p.stem not in ("__init__", "base")))
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    text = str(error).strip("'\"")
+    known = _known_keys()
+    for argument in argv:
+        match = re.match(r"^--?config\.([\w.]+)", argument)
+        if match and known and match.group(1) not in known:
+            near = difflib.get_close_matches(match.group(1), known, n=1, cutoff=0.0)
+            return f"unknown config key {match.group(1)!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return text
+
+
+def _known_keys() -> list[str]:
+    from configs import base
+
+    def walk(node: dict, prefix: str) -> list[str]:
+        keys = []
+        for key, value in node.items():
+            keys += walk(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+        return keys
+
+    return walk(base.get_config().to_dict(), "")
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main, flags_parser=_parse))

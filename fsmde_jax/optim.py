@@ -1,0 +1,49 @@
+"""The optimiser: AdamW with warm-up and cosine decay, a rate of its own for the encoder, clipping."""
+
+from typing import Any
+
+import jax
+import optax
+
+_ENCODER = "backbone"  # the encoder's name in the parameters of a student
+
+
+def learning_rate_schedule(*, lr: float, warmup_steps: int, steps: int, final_lr_scale: float) -> optax.Schedule:
+    """Linear warm-up from 0 to `lr`, then cosine to `lr * final_lr_scale` at `steps`.
+
+    The warm-up is shortened to a tenth of a run that is shorter than ten of it, so that a short run reaches its peak.
+    """
+    warmup = min(warmup_steps, max(steps // 10, 1))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0, peak_value=lr, warmup_steps=warmup, decay_steps=max(steps, warmup + 1),
+        end_value=lr * final_lr_scale,
+    )  # fmt: skip
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float, encoder_lr_scale: float
+) -> optax.GradientTransformation:
+    """AdamW on a parameter tree whose top-level key `backbone` holds the encoder.
+
+    Args:
+      schedule: step -> learning rate.
+      weight_decay: decoupled; not on vectors (biases, normalisation).
+      clip_norm: largest global gradient norm; 0 = no clipping.
+      encoder_lr_scale: factor on the encoder's learning rate.
+    """
+
+    def decay_mask(params: Any) -> Any:
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    def labels(params: Any) -> Any:
+        name = {_ENCODER: "encoder"}
+        return {key: jax.tree.map(lambda _, k=key: name.get(k, "rest"), sub) for key, sub in params.items()}
+
+    def adamw(scale: float) -> optax.GradientTransformation:
+        return optax.adamw(lambda step: scale * schedule(step), weight_decay=weight_decay, mask=decay_mask)
+
+    if encoder_lr_scale == 1.0:
+        update = adamw(1.0)
+    else:
+        update = optax.multi_transform({"encoder": adamw(encoder_lr_scale), "rest": adamw(1.0)}, labels)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm > 0 else update

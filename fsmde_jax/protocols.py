@@ -1,0 +1,274 @@
+"""Evaluation protocols P0, P1 and P2 of docs/protocol.md: what is compared with what, and averaged over what.
+
+NumPy float64 on the host. A prediction is looked up only at the pixels that have ground truth; that equals resizing the
+whole prediction first, at a hundredth of the work.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from fsmde_jax import metrics
+from fsmde_jax.consistency import Consistency, seen_by_neighbours
+from fsmde_jax.data.schema import RigSample
+
+PointRule = Literal["round", "truncate"]
+RANGES = ((0, 20), (20, 40), (40, 80), (80, 200))  # metres
+Table = dict[str, dict[str, dict[str, float]]]  # part ("metric", "median", ...) -> camera or "all" -> metric -> value
+
+
+@dataclasses.dataclass
+class GroundTruth:
+    """Pixels of one camera that have a measured depth, each once."""
+
+    rows: np.ndarray  # [P] int64, at native size
+    cols: np.ndarray  # [P] int64
+    depth: np.ndarray  # [P] float64, metres
+    point: np.ndarray  # [P] int64: which of the camera's points it is
+
+
+def point_pixels(points: np.ndarray, size: Sequence[int], rule: PointRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Integer pixels of points [P, 3] = (u, v, z) in an image of `size` (H, W).
+
+    `round` (nuScenes): nearest pixel centre, halves upwards; `truncate` (DDAD): the fraction is dropped.
+
+    Returns:
+      (rows [P] int64, cols [P] int64, inside [P] bool).
+    """
+    if rule not in ("round", "truncate"):
+        raise ValueError(f"point rule must be 'round' or 'truncate', got {rule!r}")
+    uv = points[:, :2]  # in their own float32, as data_prep did when it chose the points that lie in the image
+    pixel = np.floor(uv + uv.dtype.type(0.5) if rule == "round" else uv).astype(np.int64)
+    cols, rows = pixel[:, 0], pixel[:, 1]
+    inside = (rows >= 0) & (rows < size[0]) & (cols >= 0) & (cols < size[1]) & (points[:, 2] > 0)
+    return rows, cols, inside
+
+
+def last_per_pixel(rows: np.ndarray, cols: np.ndarray, width: int) -> np.ndarray:
+    """Indices of the entries that remain when all are written to an image in order: the last one of each pixel wins."""
+    flat = rows * width + cols
+    _, from_the_end = np.unique(flat[::-1], return_index=True)
+    return len(flat) - 1 - from_the_end
+
+
+def ground_truth(points: np.ndarray, size: Sequence[int], rule: PointRule) -> GroundTruth:
+    """Ground truth at native size: points [P, 3] = (u, v, z) written in sweep order, the last one of a pixel wins.
+
+    Args:
+      points: of the sample's OWN sweep, never the accumulated training labels.
+      size: native height and width.
+      rule: how u, v become a pixel; the manifest's `point_rule`.
+    """
+    return _written(points, *point_pixels(points, size, rule), size)
+
+
+def _written(
+    points: np.ndarray, rows: np.ndarray, cols: np.ndarray, inside: np.ndarray, size: Sequence[int]
+) -> GroundTruth:
+    index = np.flatnonzero(inside)
+    index = index[last_per_pixel(rows[index], cols[index], int(size[1]))]
+    return GroundTruth(rows[index], cols[index], points[index, 2].astype(np.float64), index)
+
+
+def sample_bilinear(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Values [P] float64 that `image` [h, w] has at pixels (rows, cols) after a bilinear resize to `size` (H, W).
+
+    Half-pixel centres, no antialias, border clamped: PyTorch's interpolate(mode="bilinear", align_corners=False).
+    """
+    h, w = image.shape
+    y = np.clip((rows + 0.5) * (h / size[0]) - 0.5, 0.0, h - 1.0)
+    x = np.clip((cols + 0.5) * (w / size[1]) - 0.5, 0.0, w - 1.0)
+    y0, x0 = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
+    y1, x1 = np.minimum(y0 + 1, h - 1), np.minimum(x0 + 1, w - 1)
+    wy, wx = y - y0, x - x0
+    top = image[y0, x0].astype(np.float64) * (1 - wx) + image[y0, x1].astype(np.float64) * wx
+    bottom = image[y1, x0].astype(np.float64) * (1 - wx) + image[y1, x1].astype(np.float64) * wx
+    return top * (1 - wy) + bottom * wy
+
+
+def affine_depth(rel_inv_depth: np.ndarray, gt: np.ndarray, *, min_depth: float, max_depth: float) -> np.ndarray | None:
+    """P0: depth of a relative prediction, aligned to one image's ground truth.
+
+    Least squares s, t of s r + t to 1 / gt; clipped to [1 / max_depth, 1 / min_depth]; inverted. Then as P1.
+
+    Args:
+      rel_inv_depth: [P] r at the valid pixels, resized to native size as P1 resizes depth; larger = nearer.
+      gt: [P] metres, min_depth < gt < max_depth.
+
+    Returns:
+      [P] metres, or None where the alignment failed (s <= 0, constant r, fewer than two pixels): count such images.
+    """
+    r, target = np.asarray(rel_inv_depth, np.float64), 1.0 / np.asarray(gt, np.float64)
+    if r.size < 2:
+        return None
+    centred = r - r.mean()
+    power = float(np.sum(centred**2))
+    scale = float(np.sum(centred * target)) / power if power > 0 else 0.0
+    if not scale > 0:
+        return None
+    aligned = scale * centred + target.mean()
+    return 1.0 / np.clip(aligned, 1.0 / max_depth, 1.0 / min_depth)
+
+
+def _check(pred_depth: np.ndarray, sample: RigSample) -> None:
+    if pred_depth.ndim != 3 or len(pred_depth) != sample.num_cameras:
+        raise ValueError(f"expected [N, H, W] with N = {sample.num_cameras}, got pred_depth {pred_depth.shape}")
+    if not np.all(np.isfinite(pred_depth)):
+        raise ValueError(f"the prediction for sample {sample.sample_id!r} has values that are not finite")
+
+
+class SurroundProtocol:
+    """P1: metrics per image at native size; mean over images per camera; unweighted mean of the cameras = "all".
+
+    Its table's parts: `metric` (as predicted), `median` (each image scaled by median(gt) / median(pred)), `shared_median`
+    (one such scale for all images of a rig sample), `range_<from>_<to>` (metric, pixels of that gt range) and `overlap`
+    (metric, pixels whose LiDAR point also projects into an adjacent camera). Medians are taken over valid pixels of the
+    unclipped resized prediction; clipping to [min_depth, max_depth] comes after the scaling.
+    """
+
+    name = "surround"
+
+    def __init__(self, *, min_depth: float, max_depth: float, point_rule: PointRule):
+        self.min_depth, self.max_depth, self.point_rule = min_depth, max_depth, point_rule
+        self.samples = 0
+        self.pixels: dict[str, int] = {}  # valid pixels per camera
+        self.skipped: dict[str, int] = {}  # images without a valid pixel, per camera
+        self.consistency = Consistency(min_depth, max_depth)
+        self._means: dict[str, dict[str, metrics.Mean]] = {}
+
+    def add(self, pred_depth: np.ndarray, sample: RigSample) -> None:
+        """Adds the prediction [N, H, W] (metres, any resolution) of one rig sample.
+
+        Raises:
+          ValueError: wrong shape, values that are not finite, or a median that is not positive.
+        """
+        _check(pred_depth, sample)
+        self.samples += 1
+        images, at_points = [], []
+        for i, camera in enumerate(sample.camera_names):
+            size = sample.native_size[i]
+            rows, cols, inside = point_pixels(sample.points[i], size, self.point_rule)
+            at_points.append(sample_bilinear(pred_depth[i], rows, cols, size))
+            if not sample.images[i]:
+                continue  # the sample lacks this camera
+            truth = _written(sample.points[i], rows, cols, inside, size)
+            valid = (truth.depth > self.min_depth) & (truth.depth < self.max_depth)
+            self.pixels[camera] = self.pixels.get(camera, 0) + int(valid.sum())
+            self.skipped[camera] = self.skipped.get(camera, 0) + int(not valid.any())
+            if valid.any():
+                points = truth.point[valid]
+                images.append((i, camera, at_points[i][points], truth.depth[valid], points))
+        if not images:
+            return
+        self.consistency.add(sample, at_points)
+        shared = _ratio(np.concatenate([x[3] for x in images]), np.concatenate([x[2] for x in images]))
+        for i, camera, pred, gt, points in images:
+            clipped = self._clip(pred)
+            self._add("metric", camera, clipped, gt)
+            self._add("median", camera, self._clip(pred * _ratio(gt, pred)), gt)
+            self._add("shared_median", camera, self._clip(pred * shared), gt)
+            for low, high in RANGES:
+                self._add(f"range_{low}_{high}", camera, clipped, gt, (gt >= low) & (gt < high))
+            self._add("overlap", camera, clipped, gt, seen_by_neighbours(sample, i, sample.points[i][points]))
+
+    def _clip(self, depth: np.ndarray) -> np.ndarray:
+        return np.clip(depth, self.min_depth, self.max_depth)
+
+    def _add(self, part: str, camera: str, pred: np.ndarray, gt: np.ndarray, where: np.ndarray | None = None) -> None:
+        mean = self._means.setdefault(part, {}).setdefault(camera, metrics.Mean())
+        if where is not None:
+            pred, gt = pred[where], gt[where]
+        if gt.size:
+            mean.add(metrics.depth_metrics(pred, gt))
+
+    def table(self) -> Table:
+        """Part -> camera or "all" -> metric -> value; parts and cameras without a value are absent."""
+        return _table(self._means)
+
+
+class VfdepthProtocol:
+    """P2, for comparison with papers that evaluate as VFDepth does; parts `metric` and `median`.
+
+    Ground truth at the network's resolution (native integer pixel times the scale, truncated; written row by row, the
+    last one wins), self-occlusion mask applied, 0 < gt < max_depth; the prediction is clamped to [0, max_depth]; pixels of
+    a camera are pooled over batches of rigs (the last may be smaller), scaled by the LOWER middle values as torch.median
+    does, clamped again; mean over batches per camera, unweighted mean of the cameras.
+    """
+
+    name = "vfdepth"
+
+    def __init__(self, *, max_depth: float, point_rule: PointRule, batch_size: int = 4):
+        self.max_depth, self.point_rule, self.batch_size = max_depth, point_rule, batch_size
+        self.samples = 0
+        self.pixels: dict[str, int] = {}
+        self.skipped: dict[str, int] = {}  # batches of a camera without a valid pixel
+        self._pool: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._pooled = 0
+        self._means: dict[str, dict[str, metrics.Mean]] = {}
+
+    def add(self, pred_depth: np.ndarray, sample: RigSample, ego_mask: np.ndarray) -> None:
+        """Adds one rig sample: prediction [N, H, W] metres and ego_mask [N, H, W] bool, True = not the ego body."""
+        _check(pred_depth, sample)
+        if ego_mask.shape != pred_depth.shape:
+            raise ValueError(f"expected ego_mask {pred_depth.shape}, got {ego_mask.shape}")
+        self.samples += 1
+        self._pooled += 1
+        height, width = pred_depth.shape[1:]
+        for i, camera in enumerate(sample.camera_names):
+            native = sample.native_size[i]
+            truth = ground_truth(sample.points[i], native, self.point_rule)  # sorted by row, then column
+            rows = (truth.rows * (height / native[0])).astype(np.int64)
+            cols = (truth.cols * (width / native[1])).astype(np.int64)
+            last = last_per_pixel(rows, cols, width)
+            rows, cols, gt = rows[last], cols[last], truth.depth[last]
+            valid = (gt > 0) & (gt < self.max_depth) & ego_mask[i, rows, cols]
+            pred = np.clip(pred_depth[i, rows, cols].astype(np.float64), 0.0, self.max_depth)
+            self._pool.setdefault(camera, []).append((pred[valid], gt[valid]))
+            self.pixels[camera] = self.pixels.get(camera, 0) + int(valid.sum())
+            self.skipped.setdefault(camera, 0)
+        if self._pooled == self.batch_size:
+            self._flush()
+
+    def _flush(self) -> None:
+        for camera, entries in self._pool.items():
+            pred, gt = (np.concatenate([e[k] for e in entries]) for k in (0, 1))
+            if not gt.size:
+                self.skipped[camera] += 1
+                continue
+            ratio = _lower_median(gt) / _positive(_lower_median(pred))
+            for part, values in (("metric", pred), ("median", np.clip(pred * ratio, 0.0, self.max_depth))):
+                mean = self._means.setdefault(part, {}).setdefault(camera, metrics.Mean())
+                mean.add(metrics.depth_metrics(values, gt))
+        self._pool, self._pooled = {}, 0
+
+    def table(self) -> Table:
+        """Part -> camera or "all" -> metric -> value; a batch that is not full yet is closed by this call."""
+        self._flush()
+        return _table(self._means)
+
+
+def _table(means: dict[str, dict[str, metrics.Mean]]) -> Table:
+    table: Table = {}
+    for part, cameras in means.items():
+        rows = {camera: mean.result() for camera, mean in cameras.items() if mean.counts}
+        if rows:
+            table[part] = rows | {"all": metrics.unweighted_mean(list(rows.values()))}
+    return table
+
+
+def _positive(median: float) -> float:
+    if not median > 0:
+        raise ValueError(f"the median of the prediction is {median}; scaling by medians needs positive depths")
+    return median
+
+
+def _ratio(gt: np.ndarray, pred: np.ndarray) -> float:
+    """median(gt) / median(pred) with true medians (mean of the two middle values)."""
+    return float(np.median(gt)) / _positive(float(np.median(pred)))
+
+
+def _lower_median(values: np.ndarray) -> float:
+    middle = (values.size - 1) // 2
+    return float(np.partition(values, middle)[middle])

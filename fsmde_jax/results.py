@@ -1,0 +1,128 @@
+"""What an evaluation found: one protocol, one set of records; as Markdown, JSON, CSV and as flat scalars."""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fsmde_jax import metrics
+from fsmde_jax.data.tfrecord import write_atomically
+from fsmde_jax.errors import DataError
+from fsmde_jax.protocols import Table
+
+SCALINGS = ("metric", "median", "shared_median")
+
+
+@dataclasses.dataclass
+class Results:
+    """One evaluation. A table never mixes protocols, because an object of this class knows exactly one.
+
+    Attributes:
+      protocol: "surround" (P1) or "vfdepth" (P2).
+      title: data, split and sample count; says `subset` unless a complete official split was evaluated.
+      samples: number of rig samples.
+      table: part -> camera or "all" -> metric -> value (see `protocols`).
+      consistency: directed camera pair "A>B" or "overall" -> value; empty under P2.
+      pixels: valid pixels per camera.
+      skipped: images (P2: batches) without a valid pixel, per camera.
+      options: how it was evaluated: range, flip test-time augmentation, network size, limit, range of samples.
+      identity: what made the prediction (commit, config, data, versions, checkpoint).
+      pictures: (sample id, panorama [H, W, 3] uint8).
+    """
+
+    protocol: str
+    title: str
+    samples: int
+    table: Table
+    consistency: dict[str, float]
+    pixels: dict[str, int]
+    skipped: dict[str, int]
+    options: dict[str, Any]
+    identity: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pictures: list[tuple[str, np.ndarray]] = dataclasses.field(default_factory=list)
+
+    def flat(self) -> dict[str, float]:
+        """Scalars of all cameras together, e.g. `metric/abs_rel`, `median/a1`, `overlap/rmse`, `consistency/overall`."""
+        values = {f"{part}/{name}": value for part, rows in self.table.items() for name, value in rows["all"].items()}
+        if "overall" in self.consistency:
+            values["consistency/overall"] = self.consistency["overall"]
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready content, without the pictures."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pictures"}
+        return json.loads(json.dumps(fields, default=str))
+
+    def to_csv(self) -> str:
+        """One line per part and camera; the protocol and the title stand in every line."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["protocol", "title", "part", "camera", *metrics.NAMES])
+        for part, rows in self.table.items():
+            for camera, row in rows.items():
+                writer.writerow([self.protocol, self.title, part, camera, *(f"{row[name]:.8g}" for name in metrics.NAMES)])
+        for pair, value in self.consistency.items():
+            writer.writerow([self.protocol, self.title, "consistency", pair, f"{value:.8g}", *[""] * (len(metrics.NAMES) - 1)])
+        return text.getvalue()
+
+    def to_markdown(self) -> str:
+        """Tables for people."""
+        lines = [f"## {self.title}", "", self._how(), ""]
+        scalings = [part for part in SCALINGS if part in self.table]
+        lines += _table("all cameras", [(part, self.table[part]["all"]) for part in scalings])
+        for part in scalings:
+            lines += _table(f"`{part}` per camera", list(self.table[part].items()))
+        parts = [part for part in self.table if part not in SCALINGS]
+        if parts:
+            rows = [(part.replace("range_", "").replace("_", "-") + (" m" if "range" in part else ""), self.table[part]["all"]) for part in parts]
+            lines += _table("`metric`, parts of the ground truth", rows)
+        if self.consistency:
+            lines += ["| cross-view consistency | mean abs(z_ij - d_j) / d_j |", "|---|---|"]
+            lines += [f"| {pair} | {value:.4f} |" for pair, value in self.consistency.items()] + [""]
+        lines += ["| camera | valid pixels | skipped |", "|---|---|---|"]
+        lines += [f"| {camera} | {count} | {self.skipped.get(camera, 0)} |" for camera, count in self.pixels.items()]
+        return "\n".join(lines) + "\n"
+
+    def _how(self) -> str:
+        o = self.options
+        code = {"surround": "P1 `surround`", "vfdepth": "P2 `vfdepth`"}[self.protocol]
+        text = f"Protocol {code}; {o['min_depth']:g}-{o['max_depth']:g} m; network {o['image_size'][0]}x{o['image_size'][1]}; "
+        text += "flip test-time augmentation ON" if o["flip_tta"] else "no test-time augmentation"
+        made_by = [f"{key} {self.identity[key]}" for key in ("checkpoint", "step", "commit", "date") if key in self.identity]
+        return text + (f"; {', '.join(made_by)}" if made_by else "") + "."
+
+    def write(self, folder: str | Path, stem: str = "") -> list[Path]:
+        """Writes <stem>.md, .json, .csv and the pictures, each by rename; returns the files.
+
+        Raises:
+          DataError: the folder cannot be written to.
+        """
+        folder, stem = Path(folder), stem or self.protocol
+        blobs = {
+            f"{stem}.md": self.to_markdown().encode(),
+            f"{stem}.json": (json.dumps(self.to_dict(), indent=1) + "\n").encode(),
+            f"{stem}.csv": self.to_csv().encode(),
+        }
+        for number, (_, picture) in enumerate(self.pictures):
+            blobs[f"{stem}_{number:02d}.png"] = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, blob in blobs.items():
+                write_atomically(folder / name, blob)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot write the evaluation ({error.strerror}); free space or choose another folder") from error
+        return [folder / name for name in blobs]
+
+
+def _table(caption: str, rows: list[tuple[str, dict[str, float]]]) -> list[str]:
+    arrows = [f"{name} {'↓' if name in metrics.LOWER_IS_BETTER else '↑'}" for name in metrics.NAMES]
+    lines = [f"| {caption} | {' | '.join(arrows)} |", "|---" * (len(metrics.NAMES) + 1) + "|"]
+    digits = {"silog": 2, "rmse": 3, "sq_rel": 3}
+    for name, row in rows:
+        lines.append(f"| {name} | " + " | ".join(f"{row[m]:.{digits.get(m, 4)}f}" for m in metrics.NAMES) + " |")
+    return [*lines, ""]

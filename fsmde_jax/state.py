@@ -1,0 +1,87 @@
+"""The training state and the compiled functions on it: initialise, one step, predict."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from fsmde_jax import sharding
+from fsmde_jax.losses import total
+from fsmde_jax.models.student import normalise_images
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes. `params` and `batch_stats` are plain nested dicts."""
+
+    step: jax.Array  # [] int32, number of updates done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def init_state(
+    student: nn.Module, optimizer: optax.GradientTransformation, seed: int, num_cameras: int, image_size: tuple[int, int],
+    mesh: Mesh,
+) -> TrainState:  # fmt: skip
+    """A fresh state, born on the mesh (every device holds it whole)."""
+    height, width = image_size
+
+    def build(key: jax.Array) -> TrainState:
+        images = jnp.zeros((1, num_cameras, height, width, 3), jnp.float32)
+        intrinsics = jnp.tile(jnp.eye(3), (1, num_cameras, 1, 1))
+        cam_to_ego = jnp.tile(jnp.eye(4), (1, num_cameras, 1, 1))
+        variables = student.init(key, images, intrinsics, cam_to_ego, train=False)
+        params = variables["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
+
+    return jax.jit(build, out_shardings=sharding.replicated(mesh))(jax.random.key(seed))
+
+
+def _apply(student: nn.Module, params: Any, batch_stats: Any, batch: Batch, train: bool) -> Any:
+    images = normalise_images(batch["images"])
+    arguments = (images, batch["intrinsics"], batch["cam_to_ego"])
+    mutable = ["batch_stats"] if train else False
+    variables = {"params": params, "batch_stats": batch_stats}
+    return student.apply(variables, *arguments, view_mask=batch["view_mask"], train=train, mutable=mutable)
+
+
+def make_train_step(
+    student: nn.Module, optimizer: optax.GradientTransformation, schedule: optax.Schedule, loss_options: dict[str, Any]
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """(state, batch) -> (state, metrics); the old state's memory is reused.
+
+    Metrics are scalars: the terms of the loss, `loss`, `grad_norm`, `lr`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+            outputs, mutated = _apply(student, params, state.batch_stats, batch, train=True)
+            loss, terms = total.supervised_loss(outputs, batch, **loss_options)
+            return loss, (terms, mutated.get("batch_stats", {}))
+
+        (loss, (terms, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**terms, "loss": loss, "grad_norm": optax.tree.norm(gradients), "lr": schedule(state.step)}
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnames="state")
+
+
+def make_predict(student: nn.Module) -> Callable[[Any, Any, Batch], jax.Array]:
+    """(params, batch_stats, batch) -> pred_depth [B, N, H, W] float32, metres."""
+
+    @jax.jit
+    def predict(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        return _apply(student, params, batch_stats, batch, train=False)["pred_depth"]
+
+    return predict

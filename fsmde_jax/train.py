@@ -1,0 +1,209 @@
+"""The training job: stream rigs, step, log, evaluate, checkpoint; resumes by itself where it was interrupted."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from fsmde_jax import build, checkpoint, evaluate, identity, optim, sharding
+from fsmde_jax.checkpoint import Checkpoints
+from fsmde_jax.data import pipeline
+from fsmde_jax.data.records import Records
+from fsmde_jax.errors import TrainingError
+from fsmde_jax.models.student import ENCODER_SCOPE
+from fsmde_jax.state import Metrics, TrainState, init_state, make_predict, make_train_step
+from fsmde_jax.writer import Writer
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = "") -> None:
+    """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      config: all keys of configs/base.py.
+      workdir: receives checkpoints/, best/, tensorboard/, metrics.jsonl, config.json and evaluations.
+      init_from: workdir of another run whose (best, else latest) parameters start this one; ignored on resume.
+
+    Raises:
+      FsmdeError: records are missing, the config does not fit a checkpoint, or the loss is not finite.
+    """
+    pipeline.check_batch_size(config.data.batch_size, jax.device_count())
+    records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
+    mesh = sharding.make_mesh()
+    student = build.build_student(config)
+    schedule = optim.learning_rate_schedule(
+        lr=config.optim.lr, warmup_steps=config.optim.warmup_steps, steps=config.train.steps,
+        final_lr_scale=config.optim.final_lr_scale,
+    )  # fmt: skip
+    optimizer = optim.make_optimizer(
+        schedule, weight_decay=config.optim.weight_decay, clip_norm=config.optim.clip_norm,
+        encoder_lr_scale=config.optim.encoder_lr_scale,
+    )  # fmt: skip
+    fingerprints = {"train": records.fingerprint, "eval": eval_records.fingerprint}
+    run_identity = {**identity.run_identity(config.to_dict(), fingerprints), "init_from": init_from}
+
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
+    ):
+        state = init_state(student, optimizer, config.seed, len(records.cameras), tuple(config.data.image_size), mesh)
+        meta: dict[str, Any] = {"identity": run_identity, "best": None}
+        iterator = iter(_dataset(config, records, mesh))
+        if checkpoints.latest_step is None:
+            state = _start(config, state, init_from)
+        else:
+            saved = checkpoints.latest_meta()
+            where = f"{workdir}/{checkpoint.CHECKPOINTS}/{checkpoints.latest_step}"
+            checkpoint.check_config(saved["identity"]["config"], config.to_dict(), where)
+            state, _ = checkpoints.restore(state)
+            iterator = checkpoints.restore_iterator(iterator)
+            meta["best"] = saved["best"]
+            print(f"resuming {workdir} at step {int(state.step)}")
+        checkpoint.dump_json(workdir / "config.json", config.to_dict())
+        checkpoint.dump_json(workdir / "identity.json", run_identity)
+        with Writer(workdir, int(state.step) + 1) as writer:
+            step_fn = make_train_step(student, optimizer, schedule, build.loss_options(config))
+            run = _Run(config, workdir, records, eval_records, make_predict(student), checkpoints, writer, meta)
+            run.loop(state, iterator, step_fn)
+
+
+def _dataset(config: ml_collections.ConfigDict, records: Records, mesh: jax.sharding.Mesh) -> Any:
+    dataset = pipeline.train_dataset(
+        records, image_size=tuple(config.data.image_size), batch_size=config.data.batch_size, seed=config.seed,
+        augment=build.augment_options(config), num_threads=config.data.num_threads,
+        use_extra_sweeps=config.data.use_extra_sweeps, process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )  # fmt: skip
+    return pipeline.to_device(dataset, sharding.batch_sharding(mesh), prefetch=config.data.prefetch)
+
+
+def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str) -> TrainState:
+    """Parameters of a new run: another run's, or ImageNet's for the encoder, or the random ones."""
+    if init_from:
+        folder = Path(init_from)
+        which = "best" if (folder / checkpoint.BEST).is_dir() else "latest"
+        tree, _, step = checkpoint.read_parameters(folder, which)
+        print(f"starting from {init_from} ({which} checkpoint, step {step})")
+        fitted = checkpoint.fit_parameters({"params": state.params, "batch_stats": state.batch_stats}, tree, init_from)
+        return state.replace(params=fitted["params"], batch_stats=fitted["batch_stats"])
+    pretrained = build.encoder_weights(config)
+    if pretrained is None:
+        return state
+    where = config.model.encoder_weights
+    encoder = {"params": state.params[ENCODER_SCOPE], "batch_stats": state.batch_stats[ENCODER_SCOPE]}
+    fitted = checkpoint.fit_parameters(encoder, {"params": pretrained[0], "batch_stats": pretrained[1]}, where)
+    return state.replace(
+        params={**state.params, ENCODER_SCOPE: fitted["params"]},
+        batch_stats={**state.batch_stats, ENCODER_SCOPE: fitted["batch_stats"]},
+    )
+
+
+class _Run:
+    """What the loop needs besides the state. One object instead of a dozen arguments."""
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: Path, records: Records, eval_records: Records, predict: Any,
+        checkpoints: Checkpoints, writer: Writer, meta: dict[str, Any],
+    ):  # fmt: skip
+        self.config, self.workdir, self.records, self.eval_records = config, workdir, records, eval_records
+        self.predict, self.checkpoints, self.writer, self.meta = predict, checkpoints, writer, meta
+
+    def loop(self, state: TrainState, iterator: Any, step_fn: Any) -> None:
+        """Order of a step: dispatch, look at the previous step's numbers, then log, evaluate, checkpoint."""
+        train, steps = self.config.train, self.config.train.steps
+        start = int(state.step)
+        bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=None, dynamic_ncols=True)
+        clock, previous = _Clock(start, steps, self.config.data.batch_size), None
+        for step in range(start + 1, steps + 1):
+            batch = next(iterator)
+            indices = batch.pop("record_index")
+            state, metrics = step_fn(state, batch)
+            if previous is not None:
+                self._check_finite(*previous)
+            previous = (step, metrics, indices)
+            bar.update()
+            last = step == steps
+            if step % train.log_every == 0 or step == start + 1 or last:
+                self._log(step, metrics, clock, bar)
+            # Nothing is evaluated or saved before its own numbers are known to be finite.
+            if train.eval_every and (step % train.eval_every == 0 or last):
+                self._check_finite(*previous)
+                self._evaluate(state, step)
+                clock.pause_ended()
+            if train.picture_every and (step % train.picture_every == 0 or last):
+                self._picture(state, step)
+            if step % train.checkpoint_every == 0 or last:
+                self._check_finite(*previous)
+                self.checkpoints.save(state, iterator, self.meta)
+        bar.close()
+        self.checkpoints.wait()
+
+    def _log(self, step: int, metrics: Metrics, clock: "_Clock", bar: tqdm) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        timing = clock.lap(step)
+        self.writer.scalars(step, {**{f"train/{k}": v for k, v in values.items()}, "train/rigs_per_second": timing.rate})
+        terms = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        tqdm.write(f"step {step}/{self.config.train.steps}  {terms}  {timing.rate:.2f} rigs/s  ETA {timing.eta}")
+        bar.set_postfix(loss=f"{values['loss']:.4f}")
+
+    def _check_finite(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:
+        values = jax.device_get(metrics)
+        if all(np.isfinite(value).all() for value in values.values()):
+            return
+        rigs = "\n  ".join(f"{self.records.where(int(i))}: sample {self.records[int(i)].sample_id}" for i in indices)
+        terms = ", ".join(f"{name} = {float(value):g}" for name, value in values.items())
+        raise TrainingError(
+            f"step {step}: the loss or its gradient is not finite ({terms}).\nRigs of this step:\n  {rigs}\n"
+            "The newest checkpoint is from before this step. Look at these records (python -m data_prep.verify), or lower"
+            " optim.lr."
+        )
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        def predict(batch: dict[str, Any]) -> jax.Array:
+            return self.predict(state.params, state.batch_stats, batch)
+
+        results = evaluate.evaluate(
+            predict, self.eval_records, evaluate.options_from(self.config, limit=self.config.train.eval_samples)
+        )
+        flat = results.flat()
+        self.writer.scalars(step, {f"eval/{name}": value for name, value in flat.items()})
+        name = self.config.eval.best_metric
+        if name not in flat:
+            raise TrainingError(f"eval.best_metric = {name!r} is not one of {sorted(flat)}")
+        value, best = flat[name], self.meta["best"]
+        tqdm.write(f"step {step}: {name} = {value:.4f}" + (f" (best so far {best['value']:.4f})" if best else ""))
+        if np.isfinite(value) and (best is None or value < best["value"]):
+            self.meta["best"] = {"metric": name, "value": value, "step": step}
+            self.checkpoints.save_best(state, self.meta)
+
+    def _picture(self, state: TrainState, step: int) -> None:
+        def predict(batch: dict[str, Any]) -> jax.Array:
+            return self.predict(state.params, state.batch_stats, batch)
+
+        picture = evaluate.picture_of(predict, self.eval_records, 0, evaluate.options_from(self.config))
+        self.writer.picture(step, "eval/panorama", picture)
+
+
+class _Timing:
+    def __init__(self, rate: float, eta: str):
+        self.rate, self.eta = rate, eta
+
+
+class _Clock:
+    """Rigs per second since the last lap, without evaluations, and the time left."""
+
+    def __init__(self, start: int, steps: int, batch_size: int):
+        self._step, self._steps, self._batch, self._time = start, steps, batch_size, time.monotonic()
+
+    def lap(self, step: int) -> _Timing:
+        now = time.monotonic()
+        per_step = max(now - self._time, 1e-9) / max(step - self._step, 1)
+        self._step, self._time = step, now
+        left = int(per_step * (self._steps - step))
+        return _Timing(self._batch / per_step, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
+
+    def pause_ended(self) -> None:
+        self._time = time.monotonic()

@@ -1,0 +1,19 @@
+"""Shared fixtures. Tests on real frames find them through FSMDE_REAL_DATA and skip without it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with nuscenes_keyframe/ and ddad_val_clip/."""
+    folder = os.environ.get("FSMDE_REAL_DATA", "")
+    if not folder:
+        pytest.skip("FSMDE_REAL_DATA is not set: no real frames to test on")
+    if not Path(folder, "nuscenes_keyframe").is_dir():
+        pytest.fail(f"FSMDE_REAL_DATA={folder} holds no nuscenes_keyframe/")
+    return Path(folder)

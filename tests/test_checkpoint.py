@@ -1,0 +1,99 @@
+"""Checkpoints: exact round trips, what may change on resume, and clear refusals."""
+
+import json
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsmde_jax import checkpoint
+from fsmde_jax.checkpoint import Checkpoints
+from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.state import TrainState
+
+
+def make_state(step, value):
+    params = {"encoder": {"w": jnp.full((3, 2), value)}, "head": {"b": jnp.arange(4.0) + value}}
+    stats = {"encoder": {"mean": jnp.full((2,), -value)}}
+    return TrainState(jnp.int32(step), params, stats, {"mu": jax.tree.map(lambda p: p * 0.5, params)})
+
+
+def make_iterator():
+    return iter(grain.MapDataset.source(np.arange(100)).shuffle(seed=3).to_iter_dataset())
+
+
+META = {"identity": {"config": {"seed": 0}}, "best": None}
+
+
+def test_round_trip_of_state_iterator_and_meta(tmp_path):
+    iterator = make_iterator()
+    first = [int(next(iterator)) for _ in range(7)]
+    state = make_state(7, 1.5)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(state, iterator, META)
+        checkpoints.wait()
+        following = [int(next(iterator)) for _ in range(5)]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 7
+        restored, meta = checkpoints.restore(make_state(0, 0.0))
+        resumed = checkpoints.restore_iterator(make_iterator())
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert meta == META
+    assert [int(next(resumed)) for _ in range(5)] == following
+    assert not set(first) & set(following)
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(make_state(step, float(step)), make_iterator(), META)
+            if step < 3:
+                checkpoints.save_best(make_state(step, float(step)), {**META, "best": {"step": step}})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+    tree, meta, step = checkpoint.read_parameters(tmp_path, "best")
+    assert (step, meta["best"]["step"]) == (2, 2)
+    np.testing.assert_array_equal(tree["params"]["encoder"]["w"], np.full((3, 2), 2.0))
+    tree, _, step = checkpoint.read_parameters(tmp_path, "latest")
+    assert step == 3
+    np.testing.assert_array_equal(tree["batch_stats"]["encoder"]["mean"], np.full((2,), -3.0))
+
+
+def test_missing_checkpoint_says_what_to_do(tmp_path):
+    with pytest.raises(TrainingError, match=r"no best checkpoint.*--mode train.*eval.checkpoint=latest"):
+        checkpoint.read_parameters(tmp_path, "best")
+
+
+def test_config_changes_that_make_another_network_are_refused():
+    saved = {"seed": 0, "model": {"encoder": "resnet18", "num_bins": 64}, "data": {"image_size": [352, 640]}, "optim": {"lr": 1}}
+    harmless = {**saved, "optim": {"lr": 2}, "data": {"image_size": (352, 640)}}
+    checkpoint.check_config(saved, harmless, "here")
+    changed = {**saved, "model": {"encoder": "resnet34", "num_bins": 64}, "seed": 1}
+    with pytest.raises(ConfigError) as error:
+        checkpoint.check_config(saved, changed, "here")
+    assert "model.encoder: checkpoint has 'resnet18', config has 'resnet34'" in str(error.value)
+    assert "seed: checkpoint has 0, config has 1" in str(error.value)
+    assert "num_bins" not in str(error.value)
+
+
+def test_parameters_of_another_model_are_refused_with_every_difference():
+    template = make_state(0, 0.0).params
+    source = {"encoder": {"w": np.zeros((3, 3))}, "other": {"b": np.zeros(4)}}
+    with pytest.raises(TrainingError) as error:
+        checkpoint.fit_parameters(template, source, "runs/x")
+    for text in ("runs/x", "missing ['head']['b']", "not expected ['other']['b']", "(3, 3) instead of (3, 2)"):
+        assert text in str(error.value)
+
+
+def test_unwritable_folder_is_a_clear_error(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(TrainingError, match="file"):
+        Checkpoints(blocked / "run", keep=1)
+
+
+def test_json_is_written_by_rename(tmp_path):
+    checkpoint.dump_json(tmp_path / "config.json", {"a": (1, 2)})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"a": [1, 2]}
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -1,0 +1,53 @@
+"""The optimiser against NumPy, and its options one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsmde_jax import optim
+
+
+def test_schedule_warms_up_and_ends_where_it_says():
+    schedule = optim.learning_rate_schedule(lr=1e-3, warmup_steps=10, steps=110, final_lr_scale=0.1)
+    assert float(schedule(0)) == 0.0
+    np.testing.assert_allclose(schedule(5), 5e-4, rtol=1e-6)
+    np.testing.assert_allclose(schedule(10), 1e-3, rtol=1e-6)
+    np.testing.assert_allclose(schedule(60), 1e-3 * (0.1 + 0.9 * 0.5), rtol=1e-5)  # half of the cosine
+    np.testing.assert_allclose(schedule(110), 1e-4, rtol=1e-5)
+
+
+def test_short_run_still_reaches_its_peak():
+    schedule = optim.learning_rate_schedule(lr=1.0, warmup_steps=500, steps=100, final_lr_scale=0.0)
+    np.testing.assert_allclose(schedule(10), 1.0, rtol=1e-6)
+
+
+def _one_update(params, gradients, **options):
+    defaults = {"weight_decay": 0.0, "clip_norm": 0.0, "encoder_lr_scale": 1.0}
+    optimizer = optim.make_optimizer(lambda step: 0.1, **{**defaults, **options})
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    return updates
+
+
+PARAMS = {"backbone": {"w": jnp.full((2, 2), 2.0), "b": jnp.full((2,), 2.0)}, "head": {"w": jnp.full((2, 2), 2.0)}}
+GRADIENTS = jax.tree.map(lambda p: jnp.full_like(p, 3.0), PARAMS)
+
+
+def test_first_adam_update_is_the_rate_and_encoder_has_its_own():
+    updates = _one_update(PARAMS, GRADIENTS, encoder_lr_scale=0.25)
+    np.testing.assert_allclose(updates["head"]["w"], -0.1, rtol=1e-5)  # Adam: m / sqrt(v) = 1 at the first step
+    np.testing.assert_allclose(updates["backbone"]["w"], -0.025, rtol=1e-5)
+
+
+def test_weight_decay_spares_vectors():
+    updates = _one_update(PARAMS, jax.tree.map(jnp.zeros_like, PARAMS), weight_decay=0.5)
+    np.testing.assert_allclose(updates["head"]["w"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+    np.testing.assert_allclose(updates["backbone"]["b"], 0.0)
+
+
+def test_clipping_bounds_the_global_norm():
+    optimizer = optim.make_optimizer(lambda step: 0.1, weight_decay=0.0, clip_norm=1.0, encoder_lr_scale=1.0)
+    state = optimizer.init(PARAMS)
+    _, state = optimizer.update(GRADIENTS, state, PARAMS)
+    moments = jax.tree.leaves(state[1][0].mu)  # 0.1 * clipped gradient
+    clipped = np.concatenate([np.ravel(m) for m in moments]) / 0.1
+    np.testing.assert_allclose(np.linalg.norm(clipped), 1.0, rtol=1e-5)

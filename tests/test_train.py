@@ -1,0 +1,185 @@
+"""Whole runs: train, be killed, resume bit for bit, evaluate, fine-tune; and the ways in which a run must stop."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from fsmde_jax import checkpoint
+from fsmde_jax.errors import ConfigError, DataError, TrainingError
+from fsmde_jax.evaluate import evaluate_run
+from fsmde_jax.train import train
+from tests.sample_factory import make_rig, write_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The runs below compile the same programs again and again, some in processes of their own."""
+    folder = str(tmp_path_factory.mktemp("xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+    yield
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    samples = [make_rig(seed, cameras=3, native_size=(48, 80)).sample for seed in range(6)]
+    return write_folder(tmp_path_factory.mktemp("records") / "train", samples)
+
+
+def make_config(records, **changes):
+    c = base.get_config()
+    c.name = "test"
+    c.data.train_records = c.data.eval_records = str(records)
+    c.data.image_size = (32, 64)
+    c.data.batch_size = 2
+    c.model.decoder_channels = (4, 4, 8, 8, 8)
+    c.model.num_bins = 8
+    c.model.focal_range = (100.0, 900.0)
+    c.optim.lr = 1e-3
+    c.train.steps = 8
+    c.train.log_every = 1
+    c.train.checkpoint_every = 3
+    c.train.eval_every = 0
+    c.train.picture_every = 0
+    c.eval.num_pictures = 0
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def final_parameters(workdir):
+    return checkpoint.read_parameters(workdir, "latest")
+
+
+@pytest.fixture(scope="module")
+def whole_run(records, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(make_config(records, **{"train.eval_every": 4}), workdir)
+    return workdir
+
+
+def test_a_run_learns_and_leaves_everything_behind(whole_run):
+    curve = losses(whole_run)
+    assert sorted(curve) == list(range(1, 9))
+    assert np.mean([curve[7], curve[8]]) < np.mean([curve[1], curve[2]])
+    identity = json.loads((whole_run / "identity.json").read_text())
+    assert identity["versions"]["jax"] == jax.__version__
+    assert identity["config"]["train"]["steps"] == 8
+    assert len(identity["data"]["train"]) > 20
+    assert json.loads((whole_run / "config.json").read_text())["model"]["num_bins"] == 8
+    assert list((whole_run / "tensorboard").glob("events*"))
+    _, meta, step = final_parameters(whole_run)
+    assert step == 8
+    assert meta["identity"]["data"] == identity["data"]
+
+
+def test_the_best_evaluation_is_kept_and_evaluate_restores_it(records, whole_run):
+    _, meta, step = checkpoint.read_parameters(whole_run, "best")
+    assert meta["best"]["step"] == step
+    results = evaluate_run(make_config(records), whole_run)
+    assert results.flat()["metric/abs_rel"] == pytest.approx(meta["best"]["value"], rel=1e-5)
+    tables = [json.loads(p.read_text()) for p in (whole_run / "evaluation").rglob("*.json")]
+    assert any(t.get("identity", {}).get("data") for t in tables)
+    assert [row for p in (whole_run / "evaluation").rglob("*.csv") for row in csv.reader(p.open())]
+
+
+def test_finished_run_is_not_trained_again(records, whole_run):
+    before = losses(whole_run)
+    train(make_config(records), whole_run)
+    assert losses(whole_run) == before
+
+
+def test_killed_run_resumes_bit_for_bit(records, whole_run, tmp_path):
+    """SIGKILL in the middle, start again: the same losses and parameters as the run that nobody killed."""
+    config = tmp_path / "config.py"
+    overrides = make_config(records, **{"train.eval_every": 4}).to_json()
+    config.write_text(f"import json, ml_collections\ndef get_config():\n    return ml_collections.ConfigDict(json.loads({overrides!r}))\n")
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "fsmde_jax.main", "--config", str(config), "--mode", "train", "--workdir", str(workdir)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if (workdir / "checkpoints" / "3").is_dir():
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, process.stdout.read()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "checkpoints" / "8").is_dir()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stdout
+    assert losses(workdir) == losses(whole_run)
+    jax.tree.map(np.testing.assert_array_equal, final_parameters(workdir)[0], final_parameters(whole_run)[0])
+
+
+def test_resume_under_another_model_is_refused(records, whole_run):
+    with pytest.raises(ConfigError, match=r"model.num_bins: checkpoint has 8, config has 16"):
+        train(make_config(records, **{"model.num_bins": 16}), whole_run)
+
+
+def test_resume_on_other_records_is_refused(whole_run, tmp_path):
+    other = write_folder(tmp_path / "other", [make_rig(9, cameras=3, native_size=(48, 80)).sample] * 2, fingerprint="f" * 64)
+    with pytest.raises(TrainingError, match="another layout"):
+        train(make_config(other, **{"train.steps": 12}), whole_run)
+
+
+def test_fine_tuning_starts_from_the_other_run(records, whole_run, tmp_path, capsys):
+    config = make_config(records, **{"train.steps": 1, "optim.lr": 0.0})
+    train(config, tmp_path / "tuned", init_from=str(whole_run))
+    assert "best checkpoint" in capsys.readouterr().out
+    old, _, _ = checkpoint.read_parameters(whole_run, "best")
+    new, _, _ = final_parameters(tmp_path / "tuned")
+    jax.tree.map(np.testing.assert_array_equal, new["params"], old["params"])  # rate 0: nothing moved
+
+
+def test_fine_tuning_from_another_model_is_refused(records, whole_run, tmp_path):
+    with pytest.raises(TrainingError, match=r"does not fit[\s\S]*depth_bins"):
+        train(make_config(records, **{"model.num_bins": 16}), tmp_path / "x", init_from=str(whole_run))
+
+
+def test_loss_that_is_not_finite_stops_with_step_terms_and_records(records, tmp_path):
+    config = make_config(records, **{"optim.lr": 1e30, "optim.clip_norm": 0.0, "optim.warmup_steps": 0})
+    with pytest.raises(TrainingError) as error:
+        train(config, tmp_path / "run")
+    message = str(error.value)
+    assert "not finite" in message and "silog = nan" in message and "loss = nan" in message
+    assert message.startswith("step ")
+    assert message.count(".tfrecord-0000") == 2 and message.count("sample sample-") == 2
+    assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_missing_records_name_the_command(tmp_path):
+    config = make_config(tmp_path / "nowhere", **{"data.prepare_train": "python -m data_prep.nuscenes --split train"})
+    with pytest.raises(DataError, match=r"nowhere[\s\S]*data.train_records[\s\S]*python -m data_prep.nuscenes --split train"):
+        train(config, tmp_path / "run")
+
+
+def test_camera_outside_the_focal_range_is_named(records, tmp_path):
+    config = make_config(records, **{"model.focal_range": (500.0, 900.0), "train.steps": 1})
+    with pytest.warns(UserWarning, match="BACK_LEFT"):
+        train(config, tmp_path / "run")
+
+
+def test_batch_that_does_not_divide_is_refused_before_any_work(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(ConfigError, match=r"data.batch_size = 2 .*4 devices"):
+        train(make_config(records), tmp_path / "run")
