@@ -43,7 +43,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.min_depth = 0.1  # metres: every camera must be able to reach [min_depth, max_depth]
     c.model.max_depth = 80.0
     c.model.focal_canonical = 500.0  # f_0, pixels at network width 640
-    c.model.focal_range = (300.0, 600.0)  # smallest and largest fx over the rigs, pixels at network width 640, before augmentation
+    c.model.focal_range = (
+        300.0,
+        600.0,
+    )  # smallest and largest fx over the rigs, pixels at network width 640, before augmentation
     c.model.cross_view_blocks = 0  # attention blocks over adjacent views at stride 32; 0 = off
     c.model.dtype = "float32"  # compute dtype: float32|bfloat16; parameters, head and losses stay float32
 

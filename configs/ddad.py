@@ -1,6 +1,6 @@
 """DDAD, supervised: ResNet-18 student on single-sweep LiDAR, 384x640, 0.1-200 m.
 
-  python -m fsmde_jax.main --config configs/ddad.py
+python -m fsmde_jax.main --config configs/ddad.py
 """
 
 import ml_collections
@@ -13,7 +13,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.name = "ddad"
     c.data.train_records = "records/ddad_train"
     c.data.eval_records = "records/ddad_val"
-    prepare = "python -m data_prep.ddad --json <DDAD folder>/ddad.json --split {0} --masks <masks folder> --out records/ddad_{0}"
+    prepare = (
+        "python -m data_prep.ddad --json <DDAD folder>/ddad.json --split {0} --masks <masks folder>"
+        " --out records/ddad_{0}"
+    )
     c.data.prepare_train = prepare.format("train")
     c.data.prepare_eval = prepare.format("val")
     c.data.image_size = (384, 640)

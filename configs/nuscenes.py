@@ -1,6 +1,6 @@
 """nuScenes, supervised: ResNet-18 student on single-sweep LiDAR, 352x640, 0.1-80 m.
 
-  python -m fsmde_jax.main --config configs/nuscenes.py
+python -m fsmde_jax.main --config configs/nuscenes.py
 """
 
 import ml_collections
@@ -13,7 +13,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.name = "nuscenes"
     c.data.train_records = "records/nuscenes_train"
     c.data.eval_records = "records/nuscenes_val"
-    prepare = "python -m data_prep.nuscenes --dataroot <nuScenes folder> --version v1.0-trainval --split {0} --out records/nuscenes_{0}"
+    prepare = (
+        "python -m data_prep.nuscenes --dataroot <nuScenes folder> --version v1.0-trainval"
+        " --split {0} --out records/nuscenes_{0}"
+    )
     c.data.prepare_train = prepare.format("train")
     c.data.prepare_eval = prepare.format("val")
     c.data.batch_size = 8

@@ -1,12 +1,13 @@
-"""A few textured boxes along a street, ray-cast exactly, as a nuScenes-format folder: `python -m data_prep.boxes --out D`.
+"""Textured boxes along a street, ray-cast exactly, as a nuScenes-format folder: `python -m data_prep.boxes --out D`.
 
-For demonstrations and tests without recorded data. The official devkit reads the tables; scene-0061 is in mini_train and
-scene-0103 in mini_val. Every sensor is cast at its own time from a moving car, so ego motion matters as in real data.
+For demonstrations and tests without recorded data. The official devkit reads the tables; scene-0061 is in mini_train
+and scene-0103 in mini_val. Every sensor is cast at its own time from a moving car, so ego motion matters as it should.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def cast(street: Boxes, origin: np.ndarray, directions: np.ndarray) -> tuple[np.
         t = np.where(directions[:, 2] < -1e-9, -origin[2] * inverse[:, 2], np.inf)
         which, axis = np.full(len(t), -1), np.full(len(t), 2)
         for index, (low, high) in enumerate(street.corners):
-            centre, radius = (low + high) / 2 - origin, np.linalg.norm(high - low) / 2
+            centre, radius = (low + high) / 2 - origin, float(np.linalg.norm(high - low)) / 2
             distance = max(float(np.linalg.norm(centre)), radius)
             cone = np.sqrt(1 - (radius / distance) ** 2) if distance > radius else -1.0
             rays = np.flatnonzero(unit @ (centre / distance) >= cone - 1e-9)  # only these can meet the bounding sphere
@@ -112,7 +113,9 @@ def street_from_global() -> np.ndarray:
     return geometry.invert_rigid(geometry.pose_matrix([1.0, 0.0, 0.0, 0.0], ego_pose(0)[:3, 3]))
 
 
-def render(street: Boxes, cam_to_global: np.ndarray, k: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    street: Boxes, cam_to_global: np.ndarray, k: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Image [H, W, 3] uint8 and exact z-depth [H, W] float64 (inf = sky) of a camera."""
     v, u = np.mgrid[: size[0], : size[1]].astype(np.float64)
     rays = geometry.unproject(k, np.stack([u.ravel(), v.ravel()], -1), np.ones(u.size))  # z = 1: t is the z-depth
@@ -161,12 +164,17 @@ def write_nuscenes(
     """
     out, cameras = Path(out), cameras or NUSCENES_CAMERAS
     (out / "v1.0-mini").mkdir(parents=True, exist_ok=True)
-    tables: dict[str, list[dict]] = {name: [] for name in ("category", "attribute", "visibility", "instance")}
-    tables |= {"sample_annotation": [], "sensor": [], "calibrated_sensor": [], "ego_pose": [], "scene": [], "sample": []}
-    tables["sample_data"] = []
-    tables["log"] = [{"token": _token("log"), "logfile": "boxes", "vehicle": "boxes", "date_captured": "", "location": "boxes"}]
-    tables["map"] = [{"token": _token("map"), "log_tokens": [_token("log")], "category": "", "filename": "v1.0-mini/scene.json"}]
-    calibrations = {name: (camera_pose(c[0], c[2]), intrinsics(c[1], size), c[3]) for name, c in cameras.items()}
+    names = "category attribute visibility instance sensor calibrated_sensor ego_pose scene sample sample_data"
+    tables: dict[str, list[dict]] = {name: [] for name in (*names.split(), "sample_annotation")}
+    tables["log"] = [
+        {"token": _token("log"), "logfile": "boxes", "vehicle": "boxes", "date_captured": "", "location": "boxes"}
+    ]
+    tables["map"] = [
+        {"token": _token("map"), "log_tokens": [_token("log")], "category": "", "filename": "v1.0-mini/scene.json"}
+    ]
+    calibrations: dict[str, tuple] = {
+        name: (camera_pose(c[0], c[2]), intrinsics(c[1], size), c[3]) for name, c in cameras.items()
+    }
     calibrations["LIDAR_TOP"] = (LIDAR_TO_EGO, None, 0)
     for name, (pose, k, _) in calibrations.items():
         modality = "lidar" if k is None else "camera"
@@ -178,14 +186,17 @@ def write_nuscenes(
             continue
         street = make_street(seed)
         tokens = [_token(scene, i) for i in range(count)]
-        row = {"token": _token(scene), "log_token": _token("log"), "nbr_samples": count, "name": scene, "description": "boxes"}
-        tables["scene"].append({**row, "first_sample_token": tokens[0], "last_sample_token": tokens[-1]})
+        scene_row = {"token": _token(scene), "log_token": _token("log"), "nbr_samples": count, "name": scene}
+        scene_row |= {"description": "boxes"}
+        tables["scene"].append({**scene_row, "first_sample_token": tokens[0], "last_sample_token": tokens[-1]})
         chain: dict[str, list[dict]] = {name: [] for name in calibrations}
         for i in range(count):
             neighbours = {"prev": tokens[i - 1] if i else "", "next": tokens[i + 1] if i + 1 < count else ""}
             time_us = i * FRAME_US
             stamp = START_US + seed * 10**9 + time_us
-            tables["sample"].append({"token": tokens[i], "timestamp": stamp, "scene_token": _token(scene), **neighbours})
+            tables["sample"].append(
+                {"token": tokens[i], "timestamp": stamp, "scene_token": _token(scene), **neighbours}
+            )
             for name, (pose, k, delay) in calibrations.items():
                 for between in (False, True) if k is None and i + 1 < count else (False,):
                     at = time_us + delay + (FRAME_US // 2 if between else 0)
@@ -209,7 +220,7 @@ def write_nuscenes(
                         "prev": "", "next": "",
                     })  # fmt: skip
         for records in chain.values():
-            for first, second in zip(records, records[1:], strict=False):
+            for first, second in itertools.pairwise(records):
                 first["next"], second["prev"] = second["token"], first["token"]
             tables["sample_data"] += records
     for name, table in tables.items():
@@ -220,7 +231,9 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.boxes", description=__doc__)
     parser.add_argument("--out", required=True, metavar="D", help="nuScenes-format folder to write")
-    parser.add_argument("--frames", type=int, default=8, help="samples of scene-0061 (mini_train); scene-0103 gets half")
+    parser.add_argument(
+        "--frames", type=int, default=8, help="samples of scene-0061 (mini_train); scene-0103 gets half"
+    )
     parser.add_argument("--image_size", type=cli.parse_size, default=(360, 640), metavar="HxW", help="default 360x640")
     args = parser.parse_args(argv)
     with exit_with_message():

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -36,12 +37,30 @@ def add_common_flags(parser: argparse.ArgumentParser, *, image_size: str) -> Non
         "--image_size", type=parse_size, default=parse_size(image_size), metavar="HxW",
         help=f"stored image size (default {image_size}); 'native' keeps JPEG files byte for byte",
     )  # fmt: skip
-    parser.add_argument("--jpeg_quality", type=int, default=95, help="quality of images that are encoded again (default 95)")
+    parser.add_argument(
+        "--jpeg_quality", type=int, default=95, help="quality of images that are encoded again (default 95)"
+    )
     parser.add_argument("--cameras", nargs="+", metavar="NAME", help="cameras to take (default: all)")
-    parser.add_argument("--sweeps", type=int, default=0, metavar="K", help="neighbouring LiDAR sweeps added to the TRAINING labels (default 0)")
+    parser.add_argument(
+        "--sweeps",
+        type=int,
+        default=0,
+        metavar="K",
+        help="neighbouring LiDAR sweeps added to the TRAINING labels (default 0)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="convert the first N samples only")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores); the records do not depend on it")
-    parser.add_argument("--on_error", choices=("stop", "skip"), default="stop", help="skip: leave out damaged samples and list them in the manifest")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes (default: all cores); the records do not depend on it",
+    )
+    parser.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="skip: leave out damaged samples and list them in the manifest",
+    )
     parser.add_argument("--dry_run", action="store_true", help="print samples, time and disk estimates; write nothing")
 
 
@@ -61,11 +80,20 @@ def run(args: argparse.Namespace, source: Source) -> None:
         return
     leakage.check_siblings(Path(args.out), source)
     started = time.perf_counter()
-    made = record_writer.convert(source, args.out, options, sweeps=args.sweeps, workers=args.workers, on_error=args.on_error)
+    try:
+        made = record_writer.convert(
+            source, args.out, options, sweeps=args.sweeps, workers=args.workers, on_error=args.on_error
+        )
+    except KeyboardInterrupt:
+        print(f"\n{args.out}: interrupted; the same command goes on from the finished shards", file=sys.stderr)
+        sys.exit(130)
     seconds = time.perf_counter() - started
     size = sum(shard["num_bytes"] for shard in made.shards)
     kind = "the complete official split" if made.complete_split else "a subset"
-    print(f"{args.out}: {made.num_samples} samples ({kind}), {len(made.cameras)} cameras, {size / 1e6:.1f} MB, {seconds:.0f} s")
+    print(
+        f"{args.out}: {made.num_samples} samples ({kind}), {len(made.cameras)} cameras, {size / 1e6:.1f} MB,"
+        f" {seconds:.0f} s"
+    )
     for name, one in made.statistics["cameras"].items():
         if one["samples_without_points"]:
             print(f"  note: camera {name} has no LiDAR point in {one['samples_without_points']} samples")
@@ -90,11 +118,17 @@ def _dry_run(source: Source, options: BuildOptions, args: argparse.Namespace) ->
     folder = Path(args.out).absolute()
     while not folder.exists():
         folder = folder.parent
-    print(f"{source.dataset} {source.version} {source.split}: {total} samples of {len(source.scenes)} scenes, {len(source.cameras)} cameras: {', '.join(source.cameras)}")
+    print(
+        f"{source.dataset} {source.version} {source.split}: {total} samples of {len(source.scenes)} scenes,"
+        f" {len(source.cameras)} cameras: {', '.join(source.cameras)}"
+    )
     if sizes:
         took = seconds[1:] or seconds  # the first one warms up
         minutes = float(np.mean(took)) * total / args.workers / 60
-        print(f"about {minutes:.1f} minutes with {args.workers} workers ({1 / float(np.mean(took)):.1f} samples/s each), {np.mean(sizes) * total / 1e9:.2f} GB of records")
+        print(
+            f"about {minutes:.1f} minutes with {args.workers} workers ({1 / float(np.mean(took)):.1f} samples/s"
+            f" each), {np.mean(sizes) * total / 1e9:.2f} GB of records"
+        )
     print(f"free at {folder}: {shutil.disk_usage(folder).free / 1e9:.1f} GB")
     for problem in problems:
         print(f"problem: {problem}")

@@ -1,4 +1,4 @@
-"""DDAD (and other DGP data) to records: `python -m data_prep.ddad --json ddad.json --split train --out R --masks DIR`."""
+"""DDAD (or other DGP data) to records: `python -m data_prep.ddad --json ddad.json --split val --out R --masks DIR`."""
 
 import argparse
 import hashlib
@@ -28,8 +28,8 @@ class _PlainPickle(pickle.Unpickler):
 class MaskSets:
     """Self-occlusion masks `DIR/<set>/<CAMERA>_mask.png` (255 = visible) and which set each scene uses.
 
-    The table is `DIR/scene_to_set.json` ({"000150": 0, ...}) or VFDepth's `DIR/mask_idx_dict.pkl`; without one, `one_set`
-    for all scenes, or the only set folder there is.
+    The table is `DIR/scene_to_set.json` ({"000150": 0, ...}) or VFDepth's `DIR/mask_idx_dict.pkl`; without one,
+    `one_set` for all scenes, or the only set folder there is.
     """
 
     def __init__(self, folder: str | Path, one_set: str | None = None):
@@ -44,7 +44,8 @@ class MaskSets:
         if one_set is None and not self.table:
             if len(self.sets) != 1:
                 raise ConfigError(
-                    f"--masks={folder}: holds the sets {self.sets} but no table of which scene uses which; add scene_to_set.json"
+                    f"--masks={folder}: holds the sets {self.sets} but no table of which scene uses which;"
+                    " add scene_to_set.json"
                     ' ({"000150": 0, ...}) or name one set for all scenes with --mask_set'
                 )
             self.default = self.sets[0]
@@ -59,7 +60,9 @@ class MaskSets:
                 table = json.loads(data) if path.suffix == ".json" else _PlainPickle(io.BytesIO(data)).load()
                 return {_scene_key(scene): str(chosen) for scene, chosen in table.items()}
             except Exception as error:  # damaged pickles raise anything
-                raise DataError(f"{path}: cannot read this table ({error}); expected a dict of scene name -> set number") from error
+                raise DataError(
+                    f"{path}: cannot read this table ({error}); expected a dict of scene name -> set number"
+                ) from error
         return {}
 
     def path(self, scene: str, camera: str) -> str:
@@ -69,7 +72,10 @@ class MaskSets:
             raise DataError(f"{self.folder}: the table has no entry for scene {scene}; add it, or use --mask_set")
         path = self.folder / chosen / f"{camera}_mask.png"
         if not path.is_file():
-            raise DataError(f"{path}: missing mask of scene {scene}, camera {camera}; a camera without own body needs an all-white mask")
+            raise DataError(
+                f"{path}: missing mask of scene {scene}, camera {camera};"
+                " a camera without own body needs an all-white mask"
+            )
         return str(path)
 
     def digest(self) -> str:
@@ -109,8 +115,10 @@ def open_split(
         raise DataError(f"{dataset_json}: the scenes of split {split!r} hold no sample")
     first = dgp.read_scene(where[0][0])[where[0][1]]
     calibration = dgp.read_calibration(first.calibration)
-    poses = {n: calibration[n].sensor_to_ego for n, d in first.datums.items() if d.kind == "image" and n in calibration}
-    ring = ring_of(poses, cameras, f"{where[0][0]}")
+    images = [name for name, datum in first.datums.items() if datum.kind == "image"]
+    if unknown := [name for name in images if name not in calibration]:
+        raise DataError(f"{first.calibration}: no calibration of {', '.join(unknown)}; unpack this file again")
+    ring = ring_of({name: calibration[name].sensor_to_ego for name in images}, cameras, f"{where[0][0]}")
 
     def describe(index: int) -> SamplePlan:
         return _describe(*where[index], ring, sweeps, masks)
@@ -177,15 +185,26 @@ def _describe(path: Path, index: int, ring: list[str], sweeps: int, masks: MaskS
     own = sample.datums[LIDAR]
     around = [scene[k].datums[LIDAR] for k in _nearest(index, sweeps, len(scene)) if LIDAR in scene[k].datums]
     sweeps_around = tuple(Sweep(str(d.path), d.sensor_to_global) for d in around)
-    return SamplePlan(_sample_id(path, index), name, own.timestamp_us, tuple(frames), Sweep(str(own.path), own.sensor_to_global), sweeps_around)
+    return SamplePlan(
+        _sample_id(path, index),
+        name,
+        own.timestamp_us,
+        tuple(frames),
+        Sweep(str(own.path), own.sensor_to_global),
+        sweeps_around,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.ddad", description="Converts a DDAD split to rig records (docs/data_format.md).")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.ddad", description="Converts a DDAD split to rig records (docs/data_format.md)."
+    )
     parser.add_argument("--json", required=True, metavar="ddad.json", help="the dataset's index; scenes lie beside it")
     parser.add_argument("--split", default="val", help="train or val (default val)")
-    parser.add_argument("--masks", metavar="DIR", help="self-occlusion masks DIR/<set>/CAMERA_XX_mask.png with scene_to_set.json")
+    parser.add_argument(
+        "--masks", metavar="DIR", help="self-occlusion masks DIR/<set>/CAMERA_XX_mask.png with scene_to_set.json"
+    )
     parser.add_argument("--mask_set", metavar="SET", help="use this set for all scenes instead of the table")
     cli.add_common_flags(parser, image_size="384x640")
     args = parser.parse_args(argv)
@@ -196,7 +215,10 @@ def main(argv: list[str] | None = None) -> None:
         masks = MaskSets(args.masks, args.mask_set) if args.masks else None
         if masks is None:
             print("note: without --masks, LiDAR points on the car's own body become wrong labels (docs/data_format.md)")
-        cli.run(args, open_split(args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, limit=args.limit, masks=masks))
+        cli.run(
+            args,
+            open_split(args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, limit=args.limit, masks=masks),
+        )
 
 
 if __name__ == "__main__":

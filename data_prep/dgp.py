@@ -1,8 +1,8 @@
 """Reader of the DGP dataset format (DDAD): dataset json -> scene json -> samples -> datums, calibration and poses.
 
-Meaning of the numbers, checked on recorded data: a datum's pose is its SENSOR's pose in the world at the datum's own time
-(sensor -> world); an extrinsic is sensor -> vehicle. The LiDAR's extrinsic is the identity, so its points already are in
-the vehicle frame (x forward, y left, z up).
+Meaning of the numbers, checked on recorded data: a datum's pose is its SENSOR's pose in the world at the datum's own
+time (sensor -> world); an extrinsic is sensor -> vehicle. The LiDAR's extrinsic is the identity, so its points already
+are in the vehicle frame (x forward, y left, z up).
 """
 
 import dataclasses
@@ -87,8 +87,15 @@ def pose(message: dict) -> np.ndarray:
     )
 
 
+def _pose_of(message: dict, where: str) -> np.ndarray:
+    try:
+        return pose(message)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
 def timestamp_us(text: str) -> int:
-    """Microseconds since 1970 of an RFC 3339 time such as 2019-05-01T10:00:00.027900Z (digits after the sixth are dropped)."""
+    """Microseconds since 1970 of an RFC 3339 time like 2019-05-01T10:00:00.0279Z (digits past the sixth dropped)."""
     head, _, fraction = text.rstrip("Z").partition(".")
     moment = datetime.datetime.fromisoformat(head).replace(tzinfo=datetime.UTC)
     return round(moment.timestamp()) * 1_000_000 + int((fraction + "000000")[:6])
@@ -108,7 +115,9 @@ def read_scene(path: Path) -> list[Sample]:
         for sample in scene["samples"]:
             missing = [k for k in sample["datum_keys"] if k not in datums]
             if missing:
-                raise DataError(f"{path}: a sample refers to datum {missing[0]}, which is not in the scene; unpack this file again")
+                raise DataError(
+                    f"{path}: a sample refers to datum {missing[0]}, which is not in the scene; unpack this file again"
+                )
             read = [_datum(datums[k], path.parent) for k in sample["datum_keys"]]
             calibration = path.parent / "calibration" / f"{sample['calibration_key']}.json"
             samples.append(Sample({d.name: d for d in read if d is not None}, calibration))
@@ -124,7 +133,8 @@ def _datum(message: dict, folder: Path) -> Datum | None:
             content = message["datum"][kind]
             size = (int(content.get("height", 0)), int(content.get("width", 0)))
             name, time = message["id"]["name"], timestamp_us(message["id"]["timestamp"])
-            return Datum(name, kind, folder / content["filename"], pose(content["pose"]), time, size)
+            sensor_to_global = _pose_of(content["pose"], f"{folder}, datum {message['key']} of {name}")
+            return Datum(name, kind, folder / content["filename"], sensor_to_global, time, size)
     return None
 
 
@@ -141,10 +151,17 @@ def read_calibration(path: Path) -> dict[str, Calibration]:
         for name, k, extrinsic in zip(content["names"], content["intrinsics"], content["extrinsics"], strict=True):
             lens = {key: v for key, v in k.items() if key not in _PINHOLE and isinstance(v, (int, float)) and v != 0}
             if lens:
-                raise DataError(f"{path}: camera {name} has lens distortion {lens}; undistort its images first (docs/custom_data.md)")
+                raise DataError(
+                    f"{path}: camera {name} has lens distortion {lens};"
+                    " undistort its images first (docs/custom_data.md)"
+                )
             values = {key: float(k.get(key, 0.0)) for key in ("fx", "fy", "cx", "cy", "skew")}
-            matrix = np.array([[values["fx"], values["skew"], values["cx"]], [0.0, values["fy"], values["cy"]], [0.0, 0.0, 1.0]])
-            result[name] = Calibration(matrix, pose(extrinsic))
+            matrix = np.array(
+                [[values["fx"], values["skew"], values["cx"]], [0.0, values["fy"], values["cy"]], [0.0, 0.0, 1.0]]
+            )
+            result[name] = Calibration(matrix, _pose_of(extrinsic, f"{path}, extrinsics of {name}"))
         return result
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not a DGP calibration ({type(error).__name__}: {error}); unpack this file again") from error
+        raise DataError(
+            f"{path}: not a DGP calibration ({type(error).__name__}: {error}); unpack this file again"
+        ) from error

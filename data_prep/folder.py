@@ -47,9 +47,14 @@ def list_recording(folder: Path, suffixes: tuple[str, ...], unit: str) -> Record
     table = folder / "timestamps.csv"
     if table.is_file():
         try:
-            times = {row["file"]: _microseconds(row["timestamp"], unit) for row in csv.DictReader(table.read_text().splitlines())}
+            times = {
+                row["file"]: _microseconds(row["timestamp"], unit)
+                for row in csv.DictReader(table.read_text().splitlines())
+            }
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{table}: expected a header `file,timestamp` and a number per file (problem: {error})") from error
+            raise DataError(
+                f"{table}: expected a header `file,timestamp` and a number per file (problem: {error})"
+            ) from error
         if missing := [p.name for p in paths if p.name not in times]:
             raise DataError(f"{table}: no row for {missing[0]} ({len(missing)} files without one)")
         found = [times[p.name] for p in paths]
@@ -76,21 +81,34 @@ def match_images(rig: Rig, camera: str, images: Recording, sweep: Path, time_us:
     if rig.match == "name":
         if sweep.stem in images.by_stem:
             return images.by_stem[sweep.stem]
-        raise DataError(f"{sweep}: no image {sweep.stem}.* of camera {camera} in {images.paths[0].parent} (match: name)")
+        raise DataError(
+            f"{sweep}: no image {sweep.stem}.* of camera {camera} in {images.paths[0].parent} (match: name)"
+        )
     if images.times_us is None or time_us is None:
         folder = sweep.parent if time_us is None else images.paths[0].parent
         raise DataError(f"{folder}: `match: nearest` needs times; name the files by timestamp or add timestamps.csv")
     index = int(np.abs(images.times_us - time_us).argmin())
     distance = abs(int(images.times_us[index]) - time_us) / 1000
     if distance > rig.tolerance_ms:
-        raise DataError(f"{sweep}: the nearest image of camera {camera} is {distance:.1f} ms away, tolerance_ms is {rig.tolerance_ms:g}")
+        raise DataError(
+            f"{sweep}: the nearest image of camera {camera} is {distance:.1f} ms away, tolerance_ms is"
+            f" {rig.tolerance_ms:g}"
+        )
     return index
 
 
 def open_folder(
-    rig_path: str | Path, images: str | Path, lidar: str | Path, *, poses: str | Path | None = None, split: str = "train",
-    scene: str | None = None, cameras: list[str] | None = None, sweeps: int = 0, limit: int | None = None,
-) -> Source:  # fmt: skip
+    rig_path: str | Path,
+    images: str | Path,
+    lidar: str | Path,
+    *,
+    poses: str | Path | None = None,
+    split: str = "train",
+    scene: str | None = None,
+    cameras: list[str] | None = None,
+    sweeps: int = 0,
+    limit: int | None = None,
+) -> Source:
     """One drive of a user's rig: a sample per LiDAR file.
 
     Raises:
@@ -112,9 +130,17 @@ def open_folder(
         own = _sweep(rig, clouds, index, table)
         time_us = int(clouds.times_us[index]) if clouds.times_us is not None else None
         frames = tuple(
-            _frame(n, rig.cameras[n], pictures[n], match_images(rig, n, pictures[n], clouds.paths[index], time_us), table) for n in ring
+            _frame(
+                n, rig.cameras[n], pictures[n], match_images(rig, n, pictures[n], clouds.paths[index], time_us), table
+            )
+            for n in ring
         )
-        around = [k for step in range(1, len(clouds.paths)) for k in (index - step, index + step) if 0 <= k < len(clouds.paths)]
+        around = [
+            k
+            for step in range(1, len(clouds.paths))
+            for k in (index - step, index + step)
+            if 0 <= k < len(clouds.paths)
+        ]
         extra = tuple(_sweep(rig, clouds, k, table) for k in around[:sweeps])
         return SamplePlan(f"{drive}/{clouds.paths[index].stem}", drive, time_us or 0, frames, own, extra)
 
@@ -142,7 +168,9 @@ def _sweep(rig: Rig, clouds: Recording, index: int, table: Poses | None) -> Swee
 def _frame(name: str, camera: RigCamera, images: Recording, index: int, table: Poses | None) -> CameraFrame:
     time_us = int(images.times_us[index]) if images.times_us is not None else 0
     if table and images.times_us is None:
-        raise DataError(f"{images.paths[0].parent}: poses need times; name the files by timestamp or add timestamps.csv")
+        raise DataError(
+            f"{images.paths[0].parent}: poses need times; name the files by timestamp or add timestamps.csv"
+        )
     return CameraFrame(
         name=name,
         image=str(images.paths[index]),
@@ -169,7 +197,8 @@ def _digest(rig_path: str | Path, poses: str | Path | None, masks: list[str | No
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.folder", description="Converts images and point clouds of any calibrated rig (docs/custom_data.md)."
+        prog="python -m data_prep.folder",
+        description="Converts images and point clouds of any calibrated rig (docs/custom_data.md).",
     )
     parser.add_argument("--rig", required=True, metavar="rig.yaml", help="calibration of cameras and LiDAR")
     parser.add_argument("--images", required=True, metavar="D", help="folder with one folder of images per camera")

@@ -1,4 +1,4 @@
-"""Images and ego-body masks: read strictly, resize once by area, encode. A damaged file is an error, never grey pixels."""
+"""Images and ego-body masks: read strictly, resize once by area, encode. Damaged files are errors."""
 
 import functools
 import io
@@ -11,6 +11,7 @@ from PIL import Image
 from fsmde_jax.errors import DataError
 
 _JPEG_END = b"\xff\xd9"
+_PNG_END = b"IEND\xaeB`\x82"
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -39,12 +40,16 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:  # header only: cheap
             kind, mode = image.format, image.mode
             if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-                raise DataError(f"{where}: turned by an EXIF orientation tag; save the pixels upright as the calibration sees them")
+                raise DataError(
+                    f"{where}: turned by an EXIF orientation tag; save the pixels upright as the calibration sees them"
+                )
             if kind == "JPEG" and mode == "RGB" and data.endswith(_JPEG_END):
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
                 if pixels is None:
                     raise DataError(f"{where}: damaged JPEG; {advice}")
                 return pixels
+            if kind == "PNG" and _PNG_END not in data[-64:]:
+                raise DataError(f"{where}: truncated PNG; {advice}")
             if mode not in ("RGB", "RGBA", "L", "P"):
                 raise DataError(f"{where}: pixel format {mode!r}; expected 8-bit RGB or grey")
             return np.array(image.convert("RGB"))
@@ -53,7 +58,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes of [H, W, 3] uint8 RGB, chroma at half resolution (4:2:0); no metadata, so equal input gives equal bytes."""
+    """JPEG bytes of [H, W, 3] uint8 RGB, chroma at half resolution (4:2:0), without metadata."""
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
     if not done:
@@ -105,7 +110,10 @@ def prepare_mask(path: str, native_size: tuple[int, int]) -> bytes:
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: truncated or damaged mask ({error}); get this file again") from error
     if mask.shape != tuple(native_size):
-        raise DataError(f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, the camera's images are {native_size[0]}x{native_size[1]}")
+        raise DataError(
+            f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, the camera's images are"
+            f" {native_size[0]}x{native_size[1]}"
+        )
     if not np.all((mask == 0) | (mask == 255)):
         raise DataError(f"{path}: mask values must be 255 (visible) or 0 (own body), found others; threshold it first")
     if mask.all():

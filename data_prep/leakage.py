@@ -1,6 +1,6 @@
 """Guards against evaluating on what was trained on: no scene and no sample may lie in two splits of different use."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data_prep import manifest as manifests
@@ -14,14 +14,17 @@ def use_of(split: str) -> str:
     return "train" if "train" in split else "held-out"
 
 
-def check_lists(splits: dict[str, Iterable[str]], where: str) -> None:
+def check_lists(splits: Mapping[str, Iterable[str]], where: str) -> None:
     """Raises `DataError` if a scene is in two of the {split: scenes} lists of different use."""
     seen: dict[str, str] = {}
     for split, scenes in splits.items():
         for scene in sorted(set(scenes)):
             other = seen.setdefault(scene, split)
             if other != split and use_of(other) != use_of(split):
-                raise DataError(f"{where}: scene {scene!r} is in split {other!r} and in split {split!r}; evaluation would see training data")
+                raise DataError(
+                    f"{where}: scene {scene!r} is in split {other!r} and in split {split!r};"
+                    " evaluation would see training data"
+                )
 
 
 def check_manifests(first: Manifest, second: Manifest, names: tuple[str, str]) -> None:
@@ -31,7 +34,8 @@ def check_manifests(first: Manifest, second: Manifest, names: tuple[str, str]) -
     shared = sorted(set(first.scenes) & set(second.scenes))
     if shared:
         raise DataError(
-            f"{names[0]} ({first.split}) and {names[1]} ({second.split}) share {len(shared)} scenes, e.g. {shared[0]!r};"
+            f"{names[0]} ({first.split}) and {names[1]} ({second.split}) share {len(shared)} scenes, e.g."
+            f" {shared[0]!r};"
             " evaluation would see training data: convert disjoint splits"
         )
 
@@ -54,6 +58,8 @@ def check_siblings(out: Path, source: Source) -> None:
         shared = sorted(set(found.scenes) & set(source.scenes))
         if found.dataset == source.dataset and use_of(found.split) != use_of(source.split) and shared:
             raise DataError(
-                f"split {source.split!r} shares {len(shared)} scenes with {other.parent} ({found.split}), e.g. {shared[0]!r};"
-                " evaluation would see training data: convert disjoint splits, or write to a folder elsewhere if this is meant"
+                f"split {source.split!r} shares {len(shared)} scenes with {other.parent} ({found.split}), e.g."
+                f" {shared[0]!r};"
+                " evaluation would see training data: convert disjoint splits, or write to a folder elsewhere if"
+                " this is meant"
             )

@@ -1,4 +1,4 @@
-"""LiDAR sweeps to sparse depth points: u, v (sub-pixel, native size) and z-depth, ego-motion compensated, in float64."""
+"""LiDAR sweeps to sparse depth points: sub-pixel u, v at native size and z-depth, ego-motion compensated in float64."""
 
 from typing import Literal
 
@@ -12,8 +12,8 @@ PointRule = Literal["round", "truncate"]
 def pixel_of(uv: np.ndarray, rule: PointRule) -> np.ndarray:
     """Pixel [..., 2] int64 (column, row) that a sub-pixel position [..., 2] float32 belongs to.
 
-    `round` (nuScenes): nearest pixel centre, halves upwards. `truncate` (DDAD): the fraction is dropped; positions left of
-    0 are outside, so this is `floor`.
+    `round` (nuScenes): nearest pixel centre, halves upwards. `truncate` (DDAD): the fraction is dropped; positions left
+    of 0 are outside, so this is `floor`.
     """
     shifted = uv + uv.dtype.type(0.5) if rule == "round" else uv
     return np.floor(shifted).astype(np.int64)
@@ -29,8 +29,8 @@ def project_sweep(
 ) -> np.ndarray:
     """Points that land in the image, in the sweep's order.
 
-    Kept is every point with z > 0 whose pixel lies in the image. The test is made on the float32 values that are stored,
-    so a reader that applies the same rule never leaves the image.
+    Kept is every point with z > 0 whose pixel lies in the image. The test is made on the float32 values that are
+    stored, so a reader that applies the same rule never leaves the image.
 
     Args:
       points: [P, 3] metres, LiDAR frame.

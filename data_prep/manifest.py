@@ -111,12 +111,16 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
-        raise DataError(f"{path}: no manifest; this folder holds no finished conversion, run the data_prep command (again)")
+        raise DataError(
+            f"{path}: no manifest; this folder holds no finished conversion, run the data_prep command (again)"
+        )
     try:
         values = json.loads(path.read_text())
         version = values.get("format_version")
         if version != FORMAT_VERSION:
-            raise DataError(f"{path}: record format {version}, this version reads {FORMAT_VERSION}; convert the dataset again")
+            raise DataError(
+                f"{path}: record format {version}, this version reads {FORMAT_VERSION}; convert the dataset again"
+            )
         return Manifest(**values)
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged manifest ({error}); convert the dataset again") from error
@@ -141,7 +145,11 @@ def _tfds_features() -> dict[str, Any]:
         dimensions = ["-1" if isinstance(s, str) else str(s) for s in feature.shape]
         kind = "string" if feature.kind == "bytes" else feature.kind
         shape = {"dimensions": dimensions} if dimensions else {}
-        features[name] = {"pythonClassName": tensor, "tensor": {"dtype": kind, "encoding": "none", "shape": shape}, "description": feature.doc}
+        features[name] = {
+            "pythonClassName": tensor,
+            "tensor": {"dtype": kind, "encoding": "none", "shape": shape},
+            "description": feature.doc,
+        }
     return {
         "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
         "featuresDict": {"features": features},
@@ -154,7 +162,7 @@ def _tfds_info(manifest: Manifest) -> dict[str, Any]:
         "name": TFDS_NAME,
         "version": _TFDS_VERSION,
         "fileFormat": "tfrecord",
-        "description": f"Rig samples of {manifest.dataset} {manifest.source_version}, split {manifest.split}; see manifest.json.",
+        "description": f"Rig samples of {manifest.dataset} {manifest.source_version} {manifest.split} (manifest.json).",
         "moduleName": "data_prep.record_writer",
         "splits": [
             {

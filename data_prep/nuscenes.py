@@ -1,7 +1,7 @@
 """nuScenes to records: `python -m data_prep.nuscenes --dataroot D --version v1.0-mini --split mini_train --out R`.
 
-Tables and splits come from the official nuscenes-devkit. Annotation tables are not loaded: depth needs none of them, and
-they are about half of the devkit's memory (docs/data_format.md has figures).
+Tables and splits come from the official nuscenes-devkit. Annotation tables are not loaded: depth needs none of them,
+and they are about half of the devkit's memory (docs/data_format.md has figures).
 """
 
 import argparse
@@ -53,9 +53,11 @@ def load_tables(dataroot: str | Path, version: str) -> Any:
         raise ConfigError(f"--version={version}: unknown{suggest(version, VERSIONS)}")
     root = Path(dataroot) / version
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; --dataroot must hold {version}/ (tables), samples/ and, for --sweeps, sweeps/")
+        raise DataError(
+            f"{root}: no such folder; --dataroot must hold {version}/ (tables), samples/ and, for --sweeps, sweeps/"
+        )
 
-    class Tables(base):
+    class Tables(base):  # type: ignore[misc, valid-type]
         def __load_table__(self, table_name: str) -> Any:
             if table_name in _UNUSED_TABLES:
                 return []
@@ -63,9 +65,13 @@ def load_tables(dataroot: str | Path, version: str) -> Any:
             try:
                 table = json.loads(path.read_bytes())
             except OSError as error:
-                raise DataError(f"{path}: missing table ({error.strerror}); unpack the {version} metadata archive again") from error
+                raise DataError(
+                    f"{path}: missing table ({error.strerror}); unpack the {version} metadata archive again"
+                ) from error
             except ValueError as error:
-                raise DataError(f"{path}: broken table ({error}); unpack the {version} metadata archive again") from error
+                raise DataError(
+                    f"{path}: broken table ({error}); unpack the {version} metadata archive again"
+                ) from error
             if not isinstance(table, list):
                 raise DataError(f"{path}: broken table (not a list); unpack the {version} metadata archive again")
             return table
@@ -73,13 +79,23 @@ def load_tables(dataroot: str | Path, version: str) -> Any:
     try:
         return Tables(version=version, dataroot=str(dataroot), verbose=False)
     except KeyError as error:
-        raise DataError(f"{root}: the tables do not fit together (no entry {error}); unpack the {version} metadata archive again") from error
+        raise DataError(
+            f"{root}: the tables do not fit together (no entry {error}); unpack the {version} metadata archive again"
+        ) from error
     except AssertionError as error:  # the devkit insists on the map pictures of map.json
-        raise DataError(f"{dataroot}: {error}; unpack the {version} metadata archive again (it holds maps/, too)") from error
+        raise DataError(
+            f"{dataroot}: {error}; unpack the {version} metadata archive again (it holds maps/, too)"
+        ) from error
 
 
 def open_split(
-    dataroot: str | Path, version: str, split: str, *, cameras: list[str] | None = None, sweeps: int = 0, limit: int | None = None
+    dataroot: str | Path,
+    version: str,
+    split: str,
+    *,
+    cameras: list[str] | None = None,
+    sweeps: int = 0,
+    limit: int | None = None,
 ) -> Source:
     """The split as far as the tables hold it (a part of the official scenes or samples is fine, and recorded).
 
@@ -95,23 +111,31 @@ def open_split(
     by_name = {scene["name"]: scene for scene in tables.scene}
     scenes = [by_name[name] for name in official[split] if name in by_name]
     if not scenes:
-        raise DataError(f"{dataroot}: {version} holds no scene of split {split!r}; it holds {', '.join(sorted(by_name)[:5])}, ...")
+        raise DataError(
+            f"{dataroot}: {version} holds no scene of split {split!r}; it holds {', '.join(sorted(by_name)[:5])}, ..."
+        )
     try:
         tokens = [token for scene in scenes for token in _sample_tokens(tables, scene)]
-        complete = len(scenes) == len(official[split]) and len(tokens) == OFFICIAL_SAMPLES.get(split, -1) and limit is None
+        complete = (
+            len(scenes) == len(official[split]) and len(tokens) == OFFICIAL_SAMPLES.get(split, -1) and limit is None
+        )
         tokens = tokens[:limit]
         scene_of = {scene["token"]: scene["name"] for scene in scenes}
         ring = ring_of(_camera_poses(tables, tokens[0]), cameras, f"{dataroot} {version}")
         used = dict.fromkeys(scene_of[tables.get("sample", token)["scene_token"]] for token in tokens)
     except KeyError as error:
-        raise DataError(f"{dataroot}: the {version} tables refer to an entry that is not there ({error}); unpack the metadata again") from error
+        raise DataError(
+            f"{dataroot}: the {version} tables refer to an entry that is not there ({error}); unpack the metadata again"
+        ) from error
 
     def describe(index: int) -> SamplePlan:
         token = tokens[index]
         try:
             return _describe(tables, token, scene_of, ring, sweeps)
         except KeyError as error:
-            raise DataError(f"sample {token!r}: its tables lack the entry {error}; unpack the {version} metadata again") from error
+            raise DataError(
+                f"sample {token!r}: its tables lack the entry {error}; unpack the {version} metadata again"
+            ) from error
 
     return Source(
         dataset="nuscenes",
@@ -137,21 +161,27 @@ def _sample_tokens(tables: Any, scene: dict) -> list[str]:
     return tokens
 
 
-def _camera_poses(tables: Any, token: str) -> dict[str, Any]:
+def _camera_poses(tables: Any, token: str) -> dict[str, np.ndarray]:
     """{camera channel: cam_to_ego} of one sample."""
     data = tables.get("sample", token)["data"]
     channels = [c for c in data if tables.get("sample_data", data[c])["sensor_modality"] == "camera"]
     return {c: _sensor_to_ego(tables, tables.get("sample_data", data[c])) for c in channels}
 
 
-def _sensor_to_ego(tables: Any, record: dict) -> Any:
-    calibration = tables.get("calibrated_sensor", record["calibrated_sensor_token"])
-    return geometry.pose_matrix(calibration["rotation"], calibration["translation"])
+def _pose(tables: Any, table: str, token: str) -> np.ndarray:
+    row = tables.get(table, token)
+    try:
+        return geometry.pose_matrix(row["rotation"], row["translation"])
+    except (DataError, ValueError, TypeError) as error:
+        raise DataError(f"{tables.table_root}/{table}.json, entry {token!r}: {error}") from error
 
 
-def _ego_to_global(tables: Any, record: dict) -> Any:
-    pose = tables.get("ego_pose", record["ego_pose_token"])
-    return geometry.pose_matrix(pose["rotation"], pose["translation"])
+def _sensor_to_ego(tables: Any, record: dict) -> np.ndarray:
+    return _pose(tables, "calibrated_sensor", record["calibrated_sensor_token"])
+
+
+def _ego_to_global(tables: Any, record: dict) -> np.ndarray:
+    return _pose(tables, "ego_pose", record["ego_pose_token"])
 
 
 def _sweep(tables: Any, record: dict, *, drop_near: float = 0.0) -> Sweep:
@@ -199,15 +229,27 @@ def _describe(tables: Any, token: str, scene_of: dict[str, str], ring: list[str]
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.nuscenes", description="Converts a nuScenes split to rig records (docs/data_format.md).")
-    parser.add_argument("--dataroot", required=True, metavar="D", help="nuScenes folder with samples/ and the version's tables")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.nuscenes",
+        description="Converts a nuScenes split to rig records (docs/data_format.md).",
+    )
+    parser.add_argument(
+        "--dataroot", required=True, metavar="D", help="nuScenes folder with samples/ and the version's tables"
+    )
     parser.add_argument("--version", default="v1.0-mini", help=f"{', '.join(VERSIONS)} (default v1.0-mini)")
-    parser.add_argument("--split", default="mini_train", help="mini_train, mini_val, train, val, test (default mini_train)")
+    parser.add_argument(
+        "--split", default="mini_train", help="mini_train, mini_val, train, val, test (default mini_train)"
+    )
     cli.add_common_flags(parser, image_size="352x640")
     args = parser.parse_args(argv)
     with exit_with_message():
         cli.check_flags(args)
-        cli.run(args, open_split(args.dataroot, args.version, args.split, cameras=args.cameras, sweeps=args.sweeps, limit=args.limit))
+        cli.run(
+            args,
+            open_split(
+                args.dataroot, args.version, args.split, cameras=args.cameras, sweeps=args.sweeps, limit=args.limit
+            ),
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ class Sweep:
     path: str
     sensor_to_global: np.ndarray  # [4, 4]
     bin_columns: int = 5
-    drop_near: float = 0.0  # metres: points with |x| and |y| below it are dropped (the car itself, in neighbouring sweeps)
+    drop_near: float = (
+        0.0  # metres: points with |x| and |y| below it are dropped (the car itself, in neighbouring sweeps)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

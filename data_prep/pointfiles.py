@@ -10,8 +10,10 @@ from data_prep.images import read_bytes
 from fsmde_jax.errors import DataError
 
 _PLY_TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
-    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2",
+    "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
+    "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+    "float32": "f4", "float64": "f8",
 }  # fmt: skip
 SUFFIXES = (".bin", ".npz", ".npy", ".ply", ".pcd")
 
@@ -47,14 +49,18 @@ def read_points(path: str | Path, bin_columns: int = 5) -> np.ndarray:
     points = np.asarray(points[:, :3], np.float64)
     bad = ~np.all(np.isfinite(points), axis=1)
     if bad.any():
-        raise DataError(f"{path}: {int(bad.sum())} of {len(points)} points are NaN or infinite (first: point {int(bad.argmax())}); remove them")
+        raise DataError(
+            f"{path}: {int(bad.sum())} of {len(points)} points are NaN or infinite (first: point"
+            f" {int(bad.argmax())}); remove them"
+        )
     return points
 
 
 def _bin(data: bytes, path: Path, columns: int) -> np.ndarray:
     if len(data) % (4 * columns):
         raise DataError(
-            f"{path}: {len(data)} bytes is not a whole number of points of {columns} float32 ({4 * columns} bytes each);"
+            f"{path}: {len(data)} bytes is not a whole number of points of {columns} float32 ({4 * columns} bytes"
+            " each);"
             " the file is truncated or has another layout"
         )
     return np.frombuffer(data, "<f4").reshape(-1, columns)
@@ -82,9 +88,15 @@ def _table(body: bytes, dtype: np.dtype, count: int, ascii_text: bool, path: Pat
     """`count` rows of a structured type from a binary or text body."""
     if not ascii_text:
         if len(body) < count * dtype.itemsize:
-            raise DataError(f"{path}: truncated: {count} points need {count * dtype.itemsize} bytes, {len(body)} are there")
+            raise DataError(
+                f"{path}: truncated: {count} points need {count * dtype.itemsize} bytes, {len(body)} are there"
+            )
         return np.frombuffer(body, dtype, count)
-    rows = np.loadtxt(io.StringIO(body.decode()), ndmin=2, max_rows=count) if count else np.zeros((0, len(dtype.names or ())))
+    rows = (
+        np.loadtxt(io.StringIO(body.decode()), ndmin=2, max_rows=count)
+        if count
+        else np.zeros((0, len(dtype.names or ())))
+    )
     width = len(dtype.names or ())
     if rows.shape != (count, width):
         raise DataError(f"{path}: expected {count} lines of {width} numbers, found {rows.shape[0]} of {rows.shape[1]}")
@@ -98,7 +110,7 @@ def _split_header(data: bytes, last: bytes, path: Path) -> tuple[list[list[str]]
     """Header lines (words) up to and including the one that starts with `last`, and the body after it."""
     start = 0 if data.startswith(last) else data.find(b"\n" + last) + 1
     end = data.find(b"\n", start)
-    if not data.startswith(last) and start == 0 or end < 0:
+    if (not data.startswith(last) and start == 0) or end < 0:
         raise DataError(f"{path}: no {last.decode()!r} line; not a point cloud of this kind, or truncated")
     return [line.split() for line in data[:end].decode("ascii").splitlines() if line.strip()], data[end + 1 :]
 
@@ -124,7 +136,9 @@ def _pcd(data: bytes, path: Path) -> np.ndarray:
     head: dict[str, Sequence[str]] = {words[0]: words[1:] for words in lines if not words[0].startswith("#")}
     form = head["DATA"][0]
     if form not in ("ascii", "binary"):
-        raise DataError(f"{path}: PCD data is {form!r}; expected ascii or binary (pcl_convert_pcd_ascii_binary converts it)")
+        raise DataError(
+            f"{path}: PCD data is {form!r}; expected ascii or binary (pcl_convert_pcd_ascii_binary converts it)"
+        )
     if any(c != "1" for c in head.get("COUNT", ())):
         raise DataError(f"{path}: fields with COUNT other than 1 are not read; keep x, y and z only")
     kinds = {"F": "f", "I": "i", "U": "u"}

@@ -71,13 +71,18 @@ def convert(
     """
     out = Path(out)
     if not source.sample_ids:
-        raise DataError(f"{source.dataset} {source.version}: split {source.split!r} has no samples here; nothing to convert")
+        raise DataError(
+            f"{source.dataset} {source.version}: split {source.split!r} has no samples here; nothing to convert"
+        )
     mark = manifests.fingerprint(source, options, sweeps)
     with _locked_folder(out):
         if (out / schema.MANIFEST_NAME).exists():
             found = manifests.read_manifest(out)
             if found.fingerprint != mark:
-                raise DataError(f"{out}: holds a finished conversion of other samples or options ({_describe(found)}); choose another --out or delete it")
+                raise DataError(
+                    f"{out}: holds a finished conversion of other samples or options ({_describe(found)});"
+                    " choose another --out or delete it"
+                )
             shutil.rmtree(out / _PARTS, ignore_errors=True)
             print(f"{out}: already converted, {found.num_samples} samples, {len(found.skipped)} skipped; nothing to do")
             return found
@@ -85,6 +90,7 @@ def convert(
         jobs, finished = _open_jobs(source, out, options, on_error, mark, bounds)
         if finished:
             print(f"{out}: resuming, {len(finished)} of {len(bounds)} shards are done", file=sys.stderr)
+        workers = min(workers, len(bounds) - len(finished))
         for index, part in _run(jobs, len(source.sample_ids), finished, bounds, workers):
             finished[index] = part
         result = _manifest(source, options, sweeps, mark, [finished[i] for i in range(len(bounds))])
@@ -108,7 +114,9 @@ def _locked_folder(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(f"{out}: another data_prep process is writing here; wait for it or choose another --out") from error
+            raise DataError(
+                f"{out}: another data_prep process is writing here; wait for it or choose another --out"
+            ) from error
         yield
     finally:
         os.close(descriptor)
@@ -123,7 +131,9 @@ def _open_jobs(
     for leftover in [*out.glob("*.tmp-*"), *(out / _PARTS).glob("*.tmp-*")]:
         leftover.unlink(missing_ok=True)
     finished: dict[int, dict] = {}
-    paths = [out / f"{schema.TFDS_NAME}-{source.split}.tfrecord-{i:05d}-of-{len(bounds):05d}" for i in range(len(bounds))]
+    paths = [
+        out / f"{schema.TFDS_NAME}-{source.split}.tfrecord-{i:05d}-of-{len(bounds):05d}" for i in range(len(bounds))
+    ]
     parts = [out / _PARTS / f"{p.name}.json" for p in paths]
     for part in (out / _PARTS).glob("*.json"):
         try:
@@ -131,7 +141,9 @@ def _open_jobs(
         except ValueError:
             content = {}
         if content.get("fingerprint") != mark or part not in parts:
-            raise DataError(f"{out}: holds an unfinished conversion of other samples or options; delete it or choose another --out")
+            raise DataError(
+                f"{out}: holds an unfinished conversion of other samples or options; delete it or choose another --out"
+            )
         path = paths[parts.index(part)]
         if path.is_file() and path.stat().st_size == content["shard"]["num_bytes"]:
             finished[parts.index(part)] = content
@@ -153,7 +165,9 @@ def _open_jobs(
     return jobs(), dict(finished)
 
 
-def _run(jobs: Iterator, num_samples: int, finished: dict, bounds: list, workers: int) -> Iterator[tuple[int, dict]]:
+def _run(
+    jobs: Iterator[tuple[int, _Job]], num_samples: int, finished: dict, bounds: list, workers: int
+) -> Iterator[tuple[int, dict]]:
     """Converts the shards; at most 2 per worker are described ahead, so memory does not grow with the dataset."""
     global _done
     already = sum(bounds[i][1] - bounds[i][0] for i in finished)
@@ -175,16 +189,19 @@ def _run(jobs: Iterator, num_samples: int, finished: dict, bounds: list, workers
             more = True
             while more or waiting:
                 while more and len(waiting) < 2 * workers:
-                    index, job = next(jobs, (-1, None))
-                    more = job is not None
-                    if more:
-                        waiting[pool.submit(_convert_shard, job)] = index
+                    following = next(jobs, None)
+                    more = following is not None
+                    if following is not None:
+                        waiting[pool.submit(_convert_shard, following[1])] = following[0]
                 ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
                 refresh()
                 for future in ready:
                     yield waiting.pop(future), future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise DataError("a worker process died, most likely for lack of memory; run again with fewer --workers (finished shards are kept)") from error
+            raise DataError(
+                "a worker process died, most likely for lack of memory;"
+                " run again with fewer --workers (finished shards are kept)"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -216,7 +233,10 @@ def _convert_shard(job: _Job, refresh: Any = None) -> dict:
                     data = schema.encode(sample)
                 except DataError as error:
                     if job.on_error != "skip":
-                        raise DataError(f"sample {plan.sample_id!r}: {error}\n(--on_error skip leaves such samples out and lists them)") from error
+                        raise DataError(
+                            f"sample {plan.sample_id!r}: {error}\n(--on_error skip leaves such samples out and"
+                            " lists them)"
+                        ) from error
                     skipped.append({"sample_id": plan.sample_id, "reason": str(error)})
                 else:
                     manifests.add_sample(statistics, sample)
@@ -244,7 +264,9 @@ def _convert_shard(job: _Job, refresh: Any = None) -> dict:
     try:
         tfrecord.write_atomically(job.part, json.dumps(part).encode())
     except OSError as error:
-        raise DataError(f"{job.part}: cannot write ({error.strerror}); free space and run again, finished shards are kept") from error
+        raise DataError(
+            f"{job.part}: cannot write ({error.strerror}); free space and run again, finished shards are kept"
+        ) from error
     return part
 
 
@@ -279,4 +301,5 @@ def _manifest(source: Source, options: BuildOptions, sweeps: int, mark: str, par
 
 def _describe(found: schema.Manifest) -> str:
     size = "native" if found.image_size is None else "x".join(map(str, found.image_size))
-    return f"{found.dataset} {found.source_version} {found.split}, {found.num_samples} samples, {size}, {found.sweeps} sweeps"
+    name = f"{found.dataset} {found.source_version} {found.split}"
+    return f"{name}, {found.num_samples} samples, {size}, {found.sweeps} sweeps"

@@ -66,7 +66,11 @@ def read_rig(path: str | Path) -> Rig:
     _check_keys(lidar, _LIDAR_KEYS, set(), f"{path}, lidar")
     if not isinstance(content["cameras"], dict) or not content["cameras"]:
         raise ConfigError(f"{path}: cameras must be a list of `name: {{...}}` entries")
-    for key, known in (("point_rule", ("round", "truncate")), ("match", ("name", "nearest")), ("time_unit", TIME_UNITS)):
+    for key, known in (
+        ("point_rule", ("round", "truncate")),
+        ("match", ("name", "nearest")),
+        ("time_unit", TIME_UNITS),
+    ):
         if content.get(key) is not None and content[key] not in known:
             raise ConfigError(f"{path}: {key} = {content[key]!r}{suggest(str(content[key]), known)}")
     try:
@@ -154,7 +158,9 @@ class Poses:
                 values = [float(row[k]) for k in ("qw", "qx", "qy", "qz", "x", "y", "z")]
                 time = int(row["timestamp_us"])
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{where}, row {number}: expected timestamp_us,x,y,z,qw,qx,qy,qz (and sensor), problem: {error}") from error
+                raise DataError(
+                    f"{where}, row {number}: expected timestamp_us,x,y,z,qw,qx,qy,qz (and sensor), problem: {error}"
+                ) from error
             if not np.all(np.isfinite(values)):
                 raise DataError(f"{where}, row {number}: numbers that are not finite")
             tables.setdefault(str(row.get("sensor") or ""), {})[time] = geometry.pose_matrix(values[:4], values[4:])
@@ -171,7 +177,9 @@ class Poses:
         if after < len(times) and times[after] == time_us:
             return poses[after]
         if after == 0 or after == len(times):
-            raise DataError(f"{self.where}: no pose at {time_us} us for {sensor!r}; rows reach from {times[0]} to {times[-1]}")
+            raise DataError(
+                f"{self.where}: no pose at {time_us} us for {sensor!r}; rows reach from {times[0]} to {times[-1]}"
+            )
         share = (time_us - times[after - 1]) / (times[after] - times[after - 1])
         return interpolate(poses[after - 1], poses[after], float(share))
 

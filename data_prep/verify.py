@@ -34,11 +34,14 @@ def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
     statistics = manifests.new_statistics(found.cameras)
     ids: set[str] = set()
     scenes: set[str] = set()
+    bar = tqdm(total=found.num_samples, desc="records", unit="rig", leave=False)
     for shard in found.shards:
         path = folder / shard["name"]
         reader = tfrecord.TFRecordReader([path])
         if len(reader) != shard["num_records"]:
-            raise DataError(f"{path}: holds {len(reader)} records, the manifest says {shard['num_records']}; convert again")
+            raise DataError(
+                f"{path}: holds {len(reader)} records, the manifest says {shard['num_records']}; convert again"
+            )
         for i in range(len(reader)):
             sample = schema.decode(reader[i], reader.where(i))
             check_sample(sample, found, reader.where(i))
@@ -47,7 +50,9 @@ def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
             ids.add(sample.sample_id)
             scenes.add(sample.scene)
             manifests.add_sample(statistics, sample)
+            bar.update()
         reader.close()
+    bar.close()
     if len(ids) != found.num_samples:
         raise DataError(f"{folder}: {len(ids)} samples, the manifest says {found.num_samples}; convert again")
     focal = statistics.pop("focal")
@@ -63,7 +68,9 @@ def _check_files(folder: Path, found: schema.Manifest) -> None:
     listed = {shard["name"] for shard in found.shards}
     there = {p.name for p in folder.glob("*.tfrecord-*") if p.suffix != ".index"}
     if there != listed:
-        raise DataError(f"{folder}: missing shards {sorted(listed - there)}, unlisted files {sorted(there - listed)}; convert again")
+        raise DataError(
+            f"{folder}: missing shards {sorted(listed - there)}, unlisted files {sorted(there - listed)}; convert again"
+        )
     for shard in tqdm(found.shards, desc="checksums", unit="file", leave=False):
         path = folder / shard["name"]
         if path.stat().st_size != shard["num_bytes"] or manifests.file_sha256(path) != shard["sha256"]:
@@ -92,7 +99,9 @@ def check_sample(sample: schema.RigSample, found: schema.Manifest, where: str) -
         if sample.ego_masks[i]:
             mask = Image.open(io.BytesIO(sample.ego_masks[i]))
             if [mask.height, mask.width] != sample.native_size[i].tolist():
-                raise DataError(f"{here}: the mask is {mask.height}x{mask.width}, expected {sample.native_size[i].tolist()}")
+                raise DataError(
+                    f"{here}: the mask is {mask.height}x{mask.width}, expected {sample.native_size[i].tolist()}"
+                )
 
 
 def describe(found: schema.Manifest) -> Iterator[str]:
@@ -101,12 +110,15 @@ def describe(found: schema.Manifest) -> Iterator[str]:
     megabytes = sum(shard["num_bytes"] for shard in found.shards) / 1e6
     kind = "the complete official split" if found.complete_split else "a subset"
     yield f"{found.dataset} {found.source_version}, split {found.split}: {kind}, n = {found.num_samples}"
-    yield f"{len(found.scenes)} scenes, {len(found.cameras)} cameras, images {size}, {megabytes:.1f} MB in {len(found.shards)} shards"
-    yield f"points: own sweep, pixel rule {found.point_rule}, evaluation range {found.min_depth:g}-{found.max_depth:g} m" + (
-        f"; extra training labels from {found.sweeps} sweeps" if found.sweeps else ""
+    yield f"{len(found.scenes)} scenes, {len(found.cameras)} cameras, images {size}"
+    yield f"{megabytes:.1f} MB in {len(found.shards)} shards"
+    yield (
+        f"points: own sweep, pixel rule {found.point_rule}, evaluation range {found.min_depth:g}-{found.max_depth:g} m"
+        + (f"; extra training labels from {found.sweeps} sweeps" if found.sweeps else "")
     )
     if found.skipped:
-        yield f"{len(found.skipped)} samples were skipped, e.g. {found.skipped[0]['sample_id']}: {found.skipped[0]['reason']}"
+        first = found.skipped[0]
+        yield f"{len(found.skipped)} samples were skipped, e.g. {first['sample_id']}: {first['reason']}"
     yield ""
     yield f"{'camera':<18}{'points/sample':>14}{'fewest':>9}{'most':>9}{'without':>9}{'extra':>12}"
     for name in found.cameras:

@@ -61,7 +61,9 @@ def open_split(config: ml_collections.ConfigDict, role: str) -> Records:
     """
     folder, command = config.data[f"{role}_records"], config.data[f"prepare_{role}"]
     if not folder:
-        raise ConfigError(f"data.{role}_records is empty: name the records folder, e.g. --config.data.{role}_records=records/x")
+        raise ConfigError(
+            f"data.{role}_records is empty: name the records folder, e.g. --config.data.{role}_records=records/x"
+        )
     try:
         records = open_records(folder, tuple(config.data.cameras))
     except DataError as error:

@@ -80,13 +80,17 @@ class Checkpoints:
         if step in self._latest.all_steps():
             return
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.StandardSave(state),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            meta=ocp.args.JsonSave(meta),
         )
         try:
             self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
             self._latest.save(step, args=arguments)
         except OSError as error:
-            raise TrainingError(f"{self.workdir}: cannot write checkpoint {step} ({error}); free space and start again") from error
+            raise TrainingError(
+                f"{self.workdir}: cannot write checkpoint {step} ({error}); free space and start again"
+            ) from error
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest (state, meta), on the devices of `state`, which serves as the template."""
@@ -148,12 +152,14 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
     if not steps:
         other = "latest" if which == "best" else "best"
         raise TrainingError(
-            f"{workdir}: no {which} checkpoint in {folder.name}/; train first (--mode train), choose another --workdir, or"
-            f" use --config.eval.checkpoint={other}"
+            f"{workdir}: no {which} checkpoint in {folder.name}/; train first (--mode train), choose another --workdir,"
+            f" or use --config.eval.checkpoint={other}"
         )
     with _manager(folder, keep=None) as manager:  # type: ignore[arg-type]
         step = max(steps)
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()))
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+        )
     tree = restored["state"]
     return {"params": tree["params"], "batch_stats": tree["batch_stats"]}, restored["meta"], step
 

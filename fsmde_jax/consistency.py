@@ -62,9 +62,9 @@ def seen_by_neighbours(sample: RigSample, i: int, points: np.ndarray) -> np.ndar
 def correspondences(sample: RigSample, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
     """LiDAR points that cameras i and j both have: indices ([M] into points[i], [M] into points[j]).
 
-    Records hold no point identities. A point of camera i, lifted at its measured depth, corresponds to the point of camera
-    j nearest to it in max(|du|, |dv|) / 0.05 px and |d log z| / 1e-4, if that is within both tolerances. (The same LiDAR
-    return agrees to better than 1e-3 px on real rigs; float32 storage is the difference.)
+    Records hold no point identities. A point of camera i, lifted at its measured depth, corresponds to the point of
+    camera j nearest to it in max(|du|, |dv|) / 0.05 px and |d log z| / 1e-4, if that is within both tolerances. (The
+    same LiDAR return agrees to better than 1e-3 px on real rigs; float32 storage is the difference.)
     """
     own, other = sample.points[i], sample.points[j]
     empty = np.zeros(0, np.int64)
@@ -80,7 +80,8 @@ def correspondences(sample: RigSample, i: int, j: int) -> tuple[np.ndarray, np.n
         return np.concatenate([uvz[:, :2] / PIXEL_TOLERANCE, np.log(uvz[:, 2:]) / DEPTH_TOLERANCE], 1)
 
     candidates = np.flatnonzero(other[:, 2] > 0)
-    distance, nearest = cKDTree(scaled(other[candidates])).query(scaled(lifted[index]), p=np.inf, distance_upper_bound=1.0)
+    tree = cKDTree(scaled(other[candidates]))
+    distance, nearest = tree.query(scaled(lifted[index]), p=np.inf, distance_upper_bound=1.0)
     found = np.isfinite(distance)
     return index[found], candidates[nearest[found]]
 
@@ -90,9 +91,9 @@ class Consistency:
     """Mean |z_ij - d_j| / d_j over the LiDAR points that two adjacent cameras see, per directed pair and over all.
 
     z_ij: the prediction of camera i at the point's pixel, lifted along the point's exact ray into camera j; d_j: the
-    prediction of camera j at the point's pixel there. Predictions are clipped to [min_depth, max_depth] as in P1, and only
-    points whose measured depth is strictly in that range in both cameras count. 0 for a perfect prediction; a wrong
-    scale or cameras that disagree both raise it.
+    prediction of camera j at the point's pixel there. Predictions are clipped to [min_depth, max_depth] as in P1, and
+    only points whose measured depth is strictly in that range in both cameras count. 0 for a perfect prediction; a
+    wrong scale or cameras that disagree both raise it.
     """
 
     min_depth: float

@@ -22,7 +22,12 @@ from fsmde_jax.state import make_predict
 from fsmde_jax.viz.panorama import panorama
 
 PROTOCOLS = ("surround", "vfdepth")
-OFFICIAL_COUNTS = {("nuscenes", "val"): 6019, ("nuscenes", "train"): 28130, ("ddad", "val"): 3950, ("ddad", "train"): 12650}
+OFFICIAL_COUNTS = {
+    ("nuscenes", "val"): 6019,
+    ("nuscenes", "train"): 28130,
+    ("ddad", "val"): 3950,
+    ("ddad", "train"): 12650,
+}
 VFDEPTH_BATCH = 4  # rigs whose pixels P2 pools
 PredictFn = Callable[[dict[str, Any]], Any]  # device batch -> pred_depth [B, N, H, W] metres
 
@@ -43,9 +48,11 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"eval.protocol = {self.protocol!r}: expected one of {', '.join(PROTOCOLS)} (docs/protocol.md)")
+            known = ", ".join(PROTOCOLS)
+            raise ConfigError(f"eval.protocol = {self.protocol!r}: expected one of {known} (docs/protocol.md)")
         if not 0 < self.min_depth < self.max_depth:
-            raise ConfigError(f"eval.min_depth = {self.min_depth}, eval.max_depth = {self.max_depth}: expected 0 < min < max")
+            limits = f"eval.min_depth = {self.min_depth}, eval.max_depth = {self.max_depth}"
+            raise ConfigError(f"{limits}: expected 0 < min < max")
 
 
 def options_from(config: ml_collections.ConfigDict, *, limit: int = 0, num_pictures: int = 0) -> EvalOptions:
@@ -101,8 +108,8 @@ def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
     official = OFFICIAL_COUNTS.get((manifest.dataset, manifest.split))
     if official is not None and count != official:
         raise DataError(
-            f"{records.folders[0]}: the manifest says that {manifest.dataset} {manifest.split} is complete, but it holds {count}"
-            f" samples and the official split has {official}; convert this split again"
+            f"{records.folders[0]}: the manifest says that {manifest.dataset} {manifest.split} is complete, but it"
+            f" holds {count} samples and the official split has {official}; convert this split again"
         )
     return f"{name}, complete split, n = {count}", count
 
@@ -113,7 +120,7 @@ def evaluate(
     """Measures `predict_fn` on `records`.
 
     Args:
-      predict_fn: batch of NumPy arrays as data/pipeline yields (without record_index) -> pred_depth [B, N, H, W] metres.
+      predict_fn: batch of NumPy arrays as data/pipeline yields (no record_index) -> pred_depth [B, N, H, W] metres.
       records: what to evaluate on; ground truth is their own sweep, never the accumulated training labels.
       options: see `EvalOptions`.
       run_identity: stored with the results.
@@ -141,7 +148,8 @@ def evaluate(
                 else:
                     protocol.add(depth[row], sample, batch["ego_mask"][row])
             except ValueError as error:
-                raise TrainingError(f"{records.where(index)}, sample {sample.sample_id!r}: cannot be evaluated: {error}") from error
+                where = f"{records.where(index)}, sample {sample.sample_id!r}"
+                raise TrainingError(f"{where}: cannot be evaluated: {error}") from error
             if protocol.samples - 1 in wanted:
                 pictures.append((sample.sample_id, _picture(depth[row], batch, row, sample, options)))
             bar.update()
@@ -159,11 +167,13 @@ def evaluate(
         if pending is not None:
             consume(*pending)
     if protocol.samples != count:
-        raise DataError(f"evaluated {protocol.samples} samples, expected {count} from the manifest of {records.folders[0]}")
+        where = f"the manifest of {records.folders[0]}"
+        raise DataError(f"evaluated {protocol.samples} samples, expected {count} from {where}")
     table = protocol.table()
     if not table:
         raise DataError(
-            f"{records.folders[0]}: no ground truth between {options.min_depth} and {options.max_depth} m in {count} samples"
+            f"{records.folders[0]}: no ground truth between {options.min_depth} and {options.max_depth} m"
+            f" in {count} samples; check eval.min_depth and eval.max_depth"
         )
     consistency = protocol.consistency.result() if isinstance(protocol, SurroundProtocol) else {}
     return Results(
@@ -192,9 +202,7 @@ def picture_of(predict_fn: PredictFn, records: Records, index: int, options: Eva
     """Panorama [H, W, 3] uint8 of one record with its prediction."""
     sample = records[index]
     batch = transforms.empty_batch(1, sample.num_cameras, options.image_size)
-    transforms.load_rig(
-        sample, {k: v[0] for k, v in batch.items() if k != "record_index"}, where=records.where(index)
-    )
+    transforms.load_rig(sample, {k: v[0] for k, v in batch.items() if k != "record_index"}, where=records.where(index))
     depth = np.asarray(jax.device_get(_predict(predict_fn, batch, options.flip_tta)), np.float32)
     return _picture(depth[0], batch, 0, sample, options)
 
@@ -219,9 +227,11 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     variables = checkpoint.fit_parameters(_template(student, len(records.cameras), options.image_size), tree, where)
     made_by = identity.run_identity(current, {"eval": records.fingerprint})
     made_by |= {"checkpoint": config.eval.checkpoint, "step": step, "trained_as": meta["identity"]}
-    results = evaluate(
-        lambda batch: predict(variables["params"], variables["batch_stats"], batch), records, options, run_identity=made_by
-    )
+
+    def predict_fn(batch: dict[str, Any]) -> jax.Array:
+        return predict(variables["params"], variables["batch_stats"], batch)
+
+    results = evaluate(predict_fn, records, options, run_identity=made_by)
     files = results.write(Path(workdir) / "evaluation")
     print(results.to_markdown())
     print("written: " + ", ".join(str(file) for file in files))

@@ -181,7 +181,7 @@ def check_rigid(transform: Array, what: str, tolerance: float = 1e-3) -> None:
 
 
 def check_intrinsics(intrinsics: Array, what: str) -> None:
-    """Raises `DataError` naming `what` unless [..., 3, 3] are invertible pinhole matrices with positive focal lengths."""
+    """Raises `DataError` naming `what` unless [..., 3, 3] are pinhole matrices with positive focal lengths."""
     matrix = np.asarray(intrinsics, np.float64)
     if matrix.shape[-2:] != (3, 3) or not np.all(np.isfinite(matrix)):
         raise DataError(f"{what}: expected finite 3x3 intrinsics in pixels, got {matrix.tolist()}")
@@ -189,8 +189,8 @@ def check_intrinsics(intrinsics: Array, what: str) -> None:
     row_ok = np.allclose(matrix[..., 2, :], [0.0, 0.0, 1.0]) and np.allclose(matrix[..., 1, 0], 0.0)
     if not (focal_ok and row_ok):
         raise DataError(
-            f"{what}: singular or malformed intrinsics {matrix.tolist()}; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]]"
-            " with fx, fy > 0"
+            f"{what}: singular or malformed intrinsics {matrix.tolist()}; expected"
+            " [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0"
         )
 
 

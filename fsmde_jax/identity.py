@@ -22,7 +22,9 @@ def _commit() -> str:
         return "unknown"
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
+        ).stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")

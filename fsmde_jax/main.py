@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fsmde_jax.errors import ConfigError, exit_with_message
@@ -21,7 +21,9 @@ from fsmde_jax.errors import ConfigError, exit_with_message
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/nuscenes.py.", lock_config=True)
 _MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train", "evaluate", "train_and_evaluate"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
-_INIT_FROM = flags.DEFINE_string("init_from", "", "Workdir of another run whose parameters start this one (fine-tuning).")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", "", "Workdir of another run whose parameters start this one (fine-tuning)."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,6 +33,8 @@ def main(argv: Sequence[str]) -> None:
         if _CONFIG.value is None:
             raise ConfigError(f"name a config with --config; there are {_configs()}")
         config = _CONFIG.value
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax tells a page at every start; --verbosity=0 shows it
         workdir = Path(_WORKDIR.value or f"runs/{config.name}")
         print(f"workdir: {workdir}")
         # JAX is imported only now, so that --help and typing errors answer at once.

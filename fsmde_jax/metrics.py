@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3", "silog", "log10")
+Table = dict[str, dict[str, dict[str, float]]]  # part ("metric", "median", ...) -> camera or "all" -> metric -> value
 LOWER_IS_BETTER = frozenset({"abs_rel", "sq_rel", "rmse", "rmse_log", "silog", "log10"})
 
 

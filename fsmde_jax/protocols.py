@@ -13,10 +13,10 @@ import numpy as np
 from fsmde_jax import metrics
 from fsmde_jax.consistency import Consistency, seen_by_neighbours
 from fsmde_jax.data.schema import RigSample
+from fsmde_jax.metrics import Table
 
 PointRule = Literal["round", "truncate"]
 RANGES = ((0, 20), (20, 40), (40, 80), (80, 200))  # metres
-Table = dict[str, dict[str, dict[str, float]]]  # part ("metric", "median", ...) -> camera or "all" -> metric -> value
 
 
 @dataclasses.dataclass
@@ -122,10 +122,10 @@ def _check(pred_depth: np.ndarray, sample: RigSample) -> None:
 class SurroundProtocol:
     """P1: metrics per image at native size; mean over images per camera; unweighted mean of the cameras = "all".
 
-    Its table's parts: `metric` (as predicted), `median` (each image scaled by median(gt) / median(pred)), `shared_median`
-    (one such scale for all images of a rig sample), `range_<from>_<to>` (metric, pixels of that gt range) and `overlap`
-    (metric, pixels whose LiDAR point also projects into an adjacent camera). Medians are taken over valid pixels of the
-    unclipped resized prediction; clipping to [min_depth, max_depth] comes after the scaling.
+    Its table's parts: `metric` (as predicted), `median` (each image scaled by median(gt) / median(pred)),
+    `shared_median` (one such scale for all images of a rig sample), `range_<from>_<to>` (metric, pixels of that gt
+    range) and `overlap` (metric, pixels whose LiDAR point also projects into an adjacent camera). Medians are over the
+    valid pixels of the unclipped resized prediction; clipping to [min_depth, max_depth] comes after the scaling.
     """
 
     name = "surround"
@@ -192,9 +192,9 @@ class VfdepthProtocol:
     """P2, for comparison with papers that evaluate as VFDepth does; parts `metric` and `median`.
 
     Ground truth at the network's resolution (native integer pixel times the scale, truncated; written row by row, the
-    last one wins), self-occlusion mask applied, 0 < gt < max_depth; the prediction is clamped to [0, max_depth]; pixels of
-    a camera are pooled over batches of rigs (the last may be smaller), scaled by the LOWER middle values as torch.median
-    does, clamped again; mean over batches per camera, unweighted mean of the cameras.
+    last one wins), self-occlusion mask applied, 0 < gt < max_depth; the prediction is clamped to [0, max_depth]; pixels
+    of a camera are pooled over batches of rigs (the last may be smaller), scaled by the LOWER middle values as
+    torch.median does, clamped again; mean over batches per camera, unweighted mean of the cameras.
     """
 
     name = "vfdepth"

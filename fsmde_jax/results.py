@@ -13,7 +13,7 @@ import numpy as np
 from fsmde_jax import metrics
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import DataError
-from fsmde_jax.protocols import Table
+from fsmde_jax.metrics import Table
 
 SCALINGS = ("metric", "median", "shared_median")
 
@@ -47,7 +47,7 @@ class Results:
     pictures: list[tuple[str, np.ndarray]] = dataclasses.field(default_factory=list)
 
     def flat(self) -> dict[str, float]:
-        """Scalars of all cameras together, e.g. `metric/abs_rel`, `median/a1`, `overlap/rmse`, `consistency/overall`."""
+        """Scalars of all cameras together: `metric/abs_rel`, `median/a1`, `overlap/rmse`, `consistency/overall` ..."""
         values = {f"{part}/{name}": value for part, rows in self.table.items() for name, value in rows["all"].items()}
         if "overall" in self.consistency:
             values["consistency/overall"] = self.consistency["overall"]
@@ -65,9 +65,11 @@ class Results:
         writer.writerow(["protocol", "title", "part", "camera", *metrics.NAMES])
         for part, rows in self.table.items():
             for camera, row in rows.items():
-                writer.writerow([self.protocol, self.title, part, camera, *(f"{row[name]:.8g}" for name in metrics.NAMES)])
+                values = [f"{row[name]:.8g}" for name in metrics.NAMES]
+                writer.writerow([self.protocol, self.title, part, camera, *values])
+        blank = [""] * (len(metrics.NAMES) - 1)  # consistency is a relative error, so it stands under abs_rel
         for pair, value in self.consistency.items():
-            writer.writerow([self.protocol, self.title, "consistency", pair, f"{value:.8g}", *[""] * (len(metrics.NAMES) - 1)])
+            writer.writerow([self.protocol, self.title, "consistency", pair, f"{value:.8g}", *blank])
         return text.getvalue()
 
     def to_markdown(self) -> str:
@@ -77,10 +79,9 @@ class Results:
         lines += _table("all cameras", [(part, self.table[part]["all"]) for part in scalings])
         for part in scalings:
             lines += _table(f"`{part}` per camera", list(self.table[part].items()))
-        parts = [part for part in self.table if part not in SCALINGS]
+        parts = [(_part_name(part), rows["all"]) for part, rows in self.table.items() if part not in SCALINGS]
         if parts:
-            rows = [(part.replace("range_", "").replace("_", "-") + (" m" if "range" in part else ""), self.table[part]["all"]) for part in parts]
-            lines += _table("`metric`, parts of the ground truth", rows)
+            lines += _table("`metric`, parts of the ground truth", parts)
         if self.consistency:
             lines += ["| cross-view consistency | mean abs(z_ij - d_j) / d_j |", "|---|---|"]
             lines += [f"| {pair} | {value:.4f} |" for pair, value in self.consistency.items()] + [""]
@@ -91,9 +92,11 @@ class Results:
     def _how(self) -> str:
         o = self.options
         code = {"surround": "P1 `surround`", "vfdepth": "P2 `vfdepth`"}[self.protocol]
-        text = f"Protocol {code}; {o['min_depth']:g}-{o['max_depth']:g} m; network {o['image_size'][0]}x{o['image_size'][1]}; "
+        height, width = o["image_size"]
+        text = f"Protocol {code}; {o['min_depth']:g}-{o['max_depth']:g} m; network {height}x{width}; "
         text += "flip test-time augmentation ON" if o["flip_tta"] else "no test-time augmentation"
-        made_by = [f"{key} {self.identity[key]}" for key in ("checkpoint", "step", "commit", "date") if key in self.identity]
+        keys = ("checkpoint", "step", "commit", "date")
+        made_by = [f"{key} {self.identity[key]}" for key in keys if key in self.identity]
         return text + (f"; {', '.join(made_by)}" if made_by else "") + "."
 
     def write(self, folder: str | Path, stem: str = "") -> list[Path]:
@@ -115,8 +118,15 @@ class Results:
             for name, blob in blobs.items():
                 write_atomically(folder / name, blob)
         except OSError as error:
-            raise DataError(f"{folder}: cannot write the evaluation ({error.strerror}); free space or choose another folder") from error
+            raise DataError(
+                f"{folder}: cannot write the evaluation ({error.strerror}); free space or choose another folder"
+            ) from error
         return [folder / name for name in blobs]
+
+
+def _part_name(part: str) -> str:
+    """`range_0_20` as people write it: 0-20 m."""
+    return part.removeprefix("range_").replace("_", "-") + " m" if part.startswith("range_") else part
 
 
 def _table(caption: str, rows: list[tuple[str, dict[str, float]]]) -> list[str]:

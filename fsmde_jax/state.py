@@ -29,9 +29,13 @@ class TrainState:
 
 
 def init_state(
-    student: nn.Module, optimizer: optax.GradientTransformation, seed: int, num_cameras: int, image_size: tuple[int, int],
+    student: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    num_cameras: int,
+    image_size: tuple[int, int],
     mesh: Mesh,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """A fresh state, born on the mesh (every device holds it whole)."""
     height, width = image_size
 

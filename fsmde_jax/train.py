@@ -1,5 +1,6 @@
 """The training job: stream rigs, step, log, evaluate, checkpoint; resumes by itself where it was interrupted."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fsmde_jax import build, checkpoint, evaluate, identity, optim, sharding
 from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import Records
-from fsmde_jax.errors import TrainingError
+from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.student import ENCODER_SCOPE
 from fsmde_jax.state import Metrics, TrainState, init_state, make_predict, make_train_step
 from fsmde_jax.writer import Writer
@@ -88,14 +89,15 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
         tree, _, step = checkpoint.read_parameters(folder, which)
         print(f"starting from {init_from} ({which} checkpoint, step {step})")
         fitted = checkpoint.fit_parameters({"params": state.params, "batch_stats": state.batch_stats}, tree, init_from)
-        return state.replace(params=fitted["params"], batch_stats=fitted["batch_stats"])
+        return dataclasses.replace(state, params=fitted["params"], batch_stats=fitted["batch_stats"])
     pretrained = build.encoder_weights(config)
     if pretrained is None:
         return state
     where = config.model.encoder_weights
     encoder = {"params": state.params[ENCODER_SCOPE], "batch_stats": state.batch_stats[ENCODER_SCOPE]}
     fitted = checkpoint.fit_parameters(encoder, {"params": pretrained[0], "batch_stats": pretrained[1]}, where)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         params={**state.params, ENCODER_SCOPE: fitted["params"]},
         batch_stats={**state.batch_stats, ENCODER_SCOPE: fitted["batch_stats"]},
     )
@@ -126,15 +128,19 @@ class _Run:
             previous = (step, metrics, indices)
             bar.update()
             last = step == steps
-            if step % train.log_every == 0 or step == start + 1 or last:
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                tqdm.write(f"step {step}: compiled and run in {clock.restart(step):.0f} s")
+            if step % train.log_every == 0 or last:
                 self._log(step, metrics, clock, bar)
             # Nothing is evaluated or saved before its own numbers are known to be finite.
             if train.eval_every and (step % train.eval_every == 0 or last):
                 self._check_finite(*previous)
                 self._evaluate(state, step)
-                clock.pause_ended()
+                clock.restart(step)
             if train.picture_every and (step % train.picture_every == 0 or last):
                 self._picture(state, step)
+                clock.restart(step)
             if step % train.checkpoint_every == 0 or last:
                 self._check_finite(*previous)
                 self.checkpoints.save(state, iterator, self.meta)
@@ -143,10 +149,10 @@ class _Run:
 
     def _log(self, step: int, metrics: Metrics, clock: "_Clock", bar: tqdm) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        timing = clock.lap(step)
-        self.writer.scalars(step, {**{f"train/{k}": v for k, v in values.items()}, "train/rigs_per_second": timing.rate})
+        rate, eta = clock.lap(step)
+        self.writer.scalars(step, {**{f"train/{k}": v for k, v in values.items()}, "train/rigs_per_second": rate})
         terms = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        tqdm.write(f"step {step}/{self.config.train.steps}  {terms}  {timing.rate:.2f} rigs/s  ETA {timing.eta}")
+        tqdm.write(f"step {step}/{self.config.train.steps}  {terms}  {rate:.2f} rigs/s  ETA {eta}")
         bar.set_postfix(loss=f"{values['loss']:.4f}")
 
     def _check_finite(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:
@@ -157,8 +163,8 @@ class _Run:
         terms = ", ".join(f"{name} = {float(value):g}" for name, value in values.items())
         raise TrainingError(
             f"step {step}: the loss or its gradient is not finite ({terms}).\nRigs of this step:\n  {rigs}\n"
-            "The newest checkpoint is from before this step. Look at these records (python -m data_prep.verify), or lower"
-            " optim.lr."
+            "The newest checkpoint is from before this step. Look at these records (python -m data_prep.verify), or"
+            " lower optim.lr."
         )
 
     def _evaluate(self, state: TrainState, step: int) -> None:
@@ -171,8 +177,9 @@ class _Run:
         flat = results.flat()
         self.writer.scalars(step, {f"eval/{name}": value for name, value in flat.items()})
         name = self.config.eval.best_metric
-        if name not in flat:
-            raise TrainingError(f"eval.best_metric = {name!r} is not one of {sorted(flat)}")
+        usable = sorted(n for n in flat if n.rsplit("/", 1)[-1] not in ("a1", "a2", "a3"))  # lowest is best
+        if name not in usable:
+            raise ConfigError(f"eval.best_metric = {name!r}: expected one of {', '.join(usable)}")
         value, best = flat[name], self.meta["best"]
         tqdm.write(f"step {step}: {name} = {value:.4f}" + (f" (best so far {best['value']:.4f})" if best else ""))
         if np.isfinite(value) and (best is None or value < best["value"]):
@@ -187,23 +194,23 @@ class _Run:
         self.writer.picture(step, "eval/panorama", picture)
 
 
-class _Timing:
-    def __init__(self, rate: float, eta: str):
-        self.rate, self.eta = rate, eta
-
-
 class _Clock:
-    """Rigs per second since the last lap, without evaluations, and the time left."""
+    """Rigs per second since the last lap, without compilation, evaluations and pictures, and the time left."""
 
     def __init__(self, start: int, steps: int, batch_size: int):
         self._step, self._steps, self._batch, self._time = start, steps, batch_size, time.monotonic()
 
-    def lap(self, step: int) -> _Timing:
+    def restart(self, step: int) -> float:
+        """Starts a new lap at `step`; returns the seconds since the last one began."""
         now = time.monotonic()
-        per_step = max(now - self._time, 1e-9) / max(step - self._step, 1)
-        self._step, self._time = step, now
-        left = int(per_step * (self._steps - step))
-        return _Timing(self._batch / per_step, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
+        passed, self._step, self._time = now - self._time, step, now
+        return passed
 
-    def pause_ended(self) -> None:
-        self._time = time.monotonic()
+    def lap(self, step: int) -> tuple[float, str]:
+        """Ends a lap: (rigs per second in it, time left as h:mm:ss)."""
+        count = step - self._step
+        passed = self.restart(step)
+        if count == 0 or passed <= 0:
+            return 0.0, "?"
+        left = int(passed / count * (self._steps - step))
+        return count * self._batch / passed, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -21,7 +21,12 @@ def constant_predictor(depth: float) -> PredictFn:
 
 
 def row_medians(
-    records: Records, image_size: tuple[int, int], *, min_depth: float, max_depth: float, indices: Iterable[int] | None = None
+    records: Records,
+    image_size: tuple[int, int],
+    *,
+    min_depth: float,
+    max_depth: float,
+    indices: Iterable[int] | None = None,
 ) -> np.ndarray:
     """Median measured depth of each image row of each camera: [N, H] float32 metres.
 
@@ -49,14 +54,21 @@ def row_medians(
             depths.append(z[usable])
         row, depth = np.clip(np.concatenate(rows), 0, height - 1), np.concatenate(depths)
         if not len(row):
-            raise DataError(f"camera {name}: none of {len(samples)} records has a point between {min_depth} and {max_depth} m")
+            raise DataError(
+                f"camera {name}: none of {len(samples)} records has a point between {min_depth} and {max_depth} m"
+            )
         filled = np.unique(row)
         medians[camera] = np.interp(np.arange(height), filled, [np.median(depth[row == r]) for r in filled])
     return medians
 
 
 def row_median_predictor(
-    records: Records, image_size: tuple[int, int], *, min_depth: float, max_depth: float, indices: Iterable[int] | None = None
+    records: Records,
+    image_size: tuple[int, int],
+    *,
+    min_depth: float,
+    max_depth: float,
+    indices: Iterable[int] | None = None,
 ) -> PredictFn:
     """Predicts for every pixel the median training depth of its row and camera (see `row_medians`)."""
     medians = row_medians(records, image_size, min_depth=min_depth, max_depth=max_depth, indices=indices)

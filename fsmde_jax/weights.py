@@ -49,7 +49,9 @@ def load_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     elif path.suffix in (".pth", ".pt", ".bin"):
         tensors = _read_torch(path)
     else:
-        raise DataError(f"{path}: unknown kind of weight file {path.suffix!r}; expected .safetensors, .pth, .pt or .bin")
+        raise DataError(
+            f"{path}: unknown kind of weight file {path.suffix!r}; expected .safetensors, .pth, .pt or .bin"
+        )
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -83,8 +85,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     except Exception as error:  # torch raises many kinds: pickle, zip, index and runtime errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{path}: torch cannot read it safely as weights ({reason}); the file is damaged, or it holds Python objects"
-            " besides tensors: save its state_dict, or convert it to .safetensors"
+            f"{path}: torch cannot read it safely as weights ({reason}); the file is damaged, or it holds"
+            " Python objects besides tensors: save its state_dict, or convert it to .safetensors"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

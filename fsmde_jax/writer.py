@@ -16,7 +16,7 @@ class Writer:
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         _drop_from(self._path, first_step)
-        self._lines = open(self._path, "a", encoding="utf-8")
+        self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:

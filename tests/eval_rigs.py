@@ -14,10 +14,12 @@ NAMES = ["FRONT", "FRONT_LEFT", "BACK_LEFT", "BACK", "BACK_RIGHT", "FRONT_RIGHT"
 
 
 def rig(seed=0, cameras=6, points=4000, native=(60, 100), stored=(30, 50), rule="round"):
-    """(RigSample, ids): six cameras with 90 degree views, each at its own time; ids[i] = world point of each of points[i]."""
+    """(RigSample, ids): cameras with 90 degree views, each at its own time; ids[i] = world points of points[i]."""
     rng = np.random.default_rng(seed)
     angle, radius = rng.uniform(0, 2 * np.pi, points), np.exp(rng.uniform(np.log(1.5), np.log(120.0), points))
-    world = np.stack([radius * np.cos(angle), radius * np.sin(angle), rng.uniform(-0.25, 0.3, points) * radius + 1.0], -1)
+    world = np.stack(
+        [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(-0.25, 0.3, points) * radius + 1.0], -1
+    )
     height, width = native
     k_native = np.array([[width / 2, 0, (width - 1) / 2], [0, width / 2, (height - 1) / 2], [0, 0, 1.0]])
     scale = np.array([stored[1] / width, stored[0] / height])
@@ -71,8 +73,9 @@ def write_folder(folder: Path, samples, **changes) -> Path:
         format_version=schema.FORMAT_VERSION, dataset="folder", source_version="1", split="val", complete_split=False,
         num_samples=len(samples),
         shards=[{"name": name, "num_records": len(samples), "num_bytes": (folder / name).stat().st_size, "sha256": ""}],
-        cameras=list(samples[0].camera_names), point_rule="round", sweeps=0, image_size=None, min_depth=0.1, max_depth=80.0,
-        focal_px=[0.5, 0.5], scenes=["scene"], options={}, skipped=[], statistics={}, fingerprint=f"print of {folder.name}",
+        cameras=list(samples[0].camera_names), point_rule="round", sweeps=0, image_size=None, min_depth=0.1,
+        max_depth=80.0, focal_px=[0.5, 0.5], scenes=["scene"], options={}, skipped=[], statistics={},
+        fingerprint=f"print of {folder.name}",
     )  # fmt: skip
     manifest = dataclasses.replace(manifest, **changes)
     (folder / schema.MANIFEST_NAME).write_text(json.dumps(dataclasses.asdict(manifest)))

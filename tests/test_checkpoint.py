@@ -66,7 +66,12 @@ def test_missing_checkpoint_says_what_to_do(tmp_path):
 
 
 def test_config_changes_that_make_another_network_are_refused():
-    saved = {"seed": 0, "model": {"encoder": "resnet18", "num_bins": 64}, "data": {"image_size": [352, 640]}, "optim": {"lr": 1}}
+    saved = {
+        "seed": 0,
+        "model": {"encoder": "resnet18", "num_bins": 64},
+        "data": {"image_size": [352, 640]},
+        "optim": {"lr": 1},
+    }
     harmless = {**saved, "optim": {"lr": 2}, "data": {"image_size": (352, 640)}}
     checkpoint.check_config(saved, harmless, "here")
     changed = {**saved, "model": {"encoder": "resnet34", "num_bins": 64}, "seed": 1}

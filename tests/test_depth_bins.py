@@ -156,7 +156,7 @@ def test_attractor_levels_must_fit():
 def test_canonical_range_is_the_closed_form():
     assert depth_bins.canonical_range(0.1, 80.0, 500.0, (250.0, 1000.0)) == pytest.approx((0.05, 160.0))
     for arguments in ((0.0, 80, 500, (1, 2)), (5, 2, 500, (1, 2)), (1, 2, 500, (3, 2)), (1, 2, 0, (1, 2))):
-        with pytest.raises(ValueError, match="depth|focal"):
+        with pytest.raises(ValueError, match=r"depth|focal"):
             depth_bins.canonical_range(*arguments)
 
 

@@ -128,7 +128,9 @@ def test_larger_variants_are_the_references(variant):
     images = np.random.default_rng(1).normal(size=(1, 32, 64, 3)).astype(np.float32)
     expected, _ = torch_taps_and_logits(model, images)
     params, stats = weights.convert_encoder(tensors, name, source="test")
-    apply = jax.jit(lambda x: registry.build_encoder(name).apply({"params": params, "batch_stats": stats}, x, train=False))
+    apply = jax.jit(
+        lambda x: registry.build_encoder(name).apply({"params": params, "batch_stats": stats}, x, train=False)
+    )
     for tap, theirs in zip(apply(images), expected, strict=True):
         assert relative_error(tap, theirs) < 1e-4
 
@@ -162,9 +164,7 @@ def test_both_depthwise_methods_share_parameters_and_agree_in_value_and_gradient
         return jnp.sum(module.apply(variables, image, train=False) ** 2)
 
     results = [jax.jit(jax.value_and_grad(functools.partial(energy, m), (0, 1)))(variables, x) for m in (shift, conv)]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max() + 1e-6), *results
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max() + 1e-6), *results)
 
 
 def test_automatic_choice_is_shifts_on_cpu():

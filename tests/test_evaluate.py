@@ -49,7 +49,9 @@ def test_every_sample_once_and_in_order_whatever_the_batch(records, samples, pro
     assert result.samples == 5
     assert result.title == "folder 1 val, subset, n = 5"
     assert set(result.flat()) >= {"metric/abs_rel", "median/a1"}
-    assert ("shared_median/rmse" in result.flat()) == (protocol == "surround") == ("consistency/overall" in result.flat())
+    assert (
+        ("shared_median/rmse" in result.flat()) == (protocol == "surround") == ("consistency/overall" in result.flat())
+    )
 
 
 def test_limit_is_spread_evenly_and_printed(records):
@@ -60,15 +62,22 @@ def test_limit_is_spread_evenly_and_printed(records):
         return np.full(batch["images"].shape[:4], 10.0)
 
     result = evaluate.evaluate(predict, records, EvalOptions(SIZE, limit=2))
-    expected = [b["images"].astype(np.float64).sum() for b, _, i in pipeline.eval_batches(records, SIZE, 1) if i[0] in (0, 2)]
+    expected = [
+        b["images"].astype(np.float64).sum() for b, _, i in pipeline.eval_batches(records, SIZE, 1) if i[0] in (0, 2)
+    ]
     assert seen == expected
     assert result.samples == 2 and result.title.endswith("subset, n = 2")
 
 
 def test_accumulated_training_labels_are_never_ground_truth(tmp_path, samples):
     plain = evaluate.evaluate(trivial.constant_predictor(10.0), _open(tmp_path / "a", samples), EvalOptions(SIZE))
-    more = [eval_rigs.dataclasses.replace(s, extra_points=[p[::2] * np.float32([1, 1, 0.5]) for p in s.points]) for s in samples]
-    extra = evaluate.evaluate(trivial.constant_predictor(10.0), _open(tmp_path / "b", more, sweeps=5), EvalOptions(SIZE))
+    more = [
+        eval_rigs.dataclasses.replace(s, extra_points=[p[::2] * np.float32([1, 1, 0.5]) for p in s.points])
+        for s in samples
+    ]
+    extra = evaluate.evaluate(
+        trivial.constant_predictor(10.0), _open(tmp_path / "b", more, sweeps=5), EvalOptions(SIZE)
+    )
     assert plain.table == extra.table
 
 
@@ -136,8 +145,16 @@ def test_files_say_the_same_as_the_object(records, tmp_path):
     identity = {"commit": "0123abc", "versions": {"jax": "x"}, "step": 7}
     result = evaluate.evaluate(_from_images, records, EvalOptions(SIZE, num_pictures=2), run_identity=identity)
     files = result.write(tmp_path / "out")
-    assert [f.name for f in files] == ["surround.md", "surround.json", "surround.csv", "surround_00.png", "surround_01.png"]
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted(f.name for f in files)  # no temporary file is left
+    assert [f.name for f in files] == [
+        "surround.md",
+        "surround.json",
+        "surround.csv",
+        "surround_00.png",
+        "surround_01.png",
+    ]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted(
+        f.name for f in files
+    )  # no temporary file is left
     saved = json.loads(files[1].read_text())
     assert saved["table"] == result.table and saved["consistency"] == result.consistency
     assert saved["identity"] == identity | {"eval_data": "print of records"}
@@ -173,7 +190,9 @@ def test_row_medians(tmp_path):
     records = _open(tmp_path / "one", [sample])
     found = trivial.row_medians(records, (4, 2), min_depth=0.1, max_depth=80.0)
     np.testing.assert_allclose(found, [[6.0, 5.5, 5.0, 2.0]])  # row 1 is interpolated, 90 m is out of range
-    predicted = trivial.row_median_predictor(records, (4, 2), min_depth=0.1, max_depth=80.0)({"images": np.zeros((2, 1, 4, 2, 3))})
+    predicted = trivial.row_median_predictor(records, (4, 2), min_depth=0.1, max_depth=80.0)(
+        {"images": np.zeros((2, 1, 4, 2, 3))}
+    )
     np.testing.assert_allclose(predicted, np.broadcast_to(found[:, :, None], (2, 1, 4, 2)))
     with pytest.raises(DataError, match="camera FRONT"):
         trivial.row_medians(records, (4, 2), min_depth=100.0, max_depth=200.0)
@@ -221,5 +240,7 @@ def test_golden_values_of_the_ddad_clip(real_data, tmp_path):
         found.append(protocol.table()["metric"]["all"])
     assert [round(row["abs_rel"], 5) for row in found] == [0.55093, 0.55391, 0.55454]
     assert [round(row["rmse"], 5) for row in found] == [25.45036, 25.47330, 25.44309]
-    result = evaluate.evaluate(trivial.constant_predictor(10.0), records, EvalOptions((384, 640), max_depth=200.0, batch_size=2))
+    result = evaluate.evaluate(
+        trivial.constant_predictor(10.0), records, EvalOptions((384, 640), max_depth=200.0, batch_size=2)
+    )
     np.testing.assert_allclose(result.flat()["metric/abs_rel"], np.mean([0.55093, 0.55391, 0.55454]), atol=1e-5)

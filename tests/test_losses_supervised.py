@@ -13,11 +13,7 @@ B, N, H, W, K = 3, 4, 6, 7, 9
 def _silog_reference(pred, target, mask, lam):
     values = []
     for b in range(pred.shape[0]):
-        e = [
-            np.log(float(pred[b][i])) - np.log(float(target[b][i]))
-            for i in np.ndindex(*pred.shape[1:])
-            if mask[b][i]
-        ]
+        e = [np.log(float(pred[b][i])) - np.log(float(target[b][i])) for i in np.ndindex(*pred.shape[1:]) if mask[b][i]]
         if e:
             values.append(np.sqrt(max(np.mean(np.square(e)) - lam * np.mean(e) ** 2, 0.0)))
     return np.mean(values) if values else 0.0

@@ -16,14 +16,20 @@ def run(*arguments, cwd=ROOT):
 
 def test_help_names_the_flags_and_shows_a_command():
     result = run("--help")
-    for text in ("--config", "--mode", "--workdir", "--init_from", "python -m fsmde_jax.main --config configs/nuscenes.py"):
+    for text in (
+        "--config",
+        "--mode",
+        "--workdir",
+        "--init_from",
+        "python -m fsmde_jax.main --config configs/nuscenes.py",
+    ):
         assert text in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config", "configs/nuscenes.py", "--config.optim.lrr=1"], "unknown config key 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["--config", "configs/ddad.py", "--config.optim.lrr=1"], "unknown config key 'optim.lrr'; did you mean 'optim.lr'"),
         (["--config", "configs/nuscene.py"], "configs/nuscene.py: no such config file; there are"),
         (["--config", "configs/nuscenes.py", "--config.optim.lr=fast"], "--config.optim.lr=fast"),
         ([], "name a config with --config; there are"),

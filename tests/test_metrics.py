@@ -64,7 +64,15 @@ def test_thresholds_are_strict_and_symmetric():
 
 @pytest.mark.parametrize(
     ("pred", "gt"),
-    [([], []), ([1.0], [1.0, 2.0]), ([0.0], [1.0]), ([np.nan], [1.0]), ([1.0], [np.inf]), ([-1.0], [1.0]), ([[1.0]], [[1.0]])],
+    [
+        ([], []),
+        ([1.0], [1.0, 2.0]),
+        ([0.0], [1.0]),
+        ([np.nan], [1.0]),
+        ([1.0], [np.inf]),
+        ([-1.0], [1.0]),
+        ([[1.0]], [[1.0]]),
+    ],
 )
 def test_unusable_input_is_refused(pred, gt):
     with pytest.raises(ValueError, match="depth_metrics"):

@@ -14,22 +14,33 @@ def _metrics(d, g):
     e = np.log(d) - np.log(g)
     ratio = np.maximum(d / g, g / d)
     return {
-        "abs_rel": np.mean(np.abs(d - g) / g), "sq_rel": np.mean((d - g) ** 2 / g), "rmse": np.sqrt(np.mean((d - g) ** 2)),
-        "rmse_log": np.sqrt(np.mean(e**2)), "a1": np.mean(ratio < 1.25), "a2": np.mean(ratio < 1.5625),
-        "a3": np.mean(ratio < 1.953125), "silog": 100 * np.sqrt(np.mean(e**2) - np.mean(e) ** 2),
+        "abs_rel": np.mean(np.abs(d - g) / g),
+        "sq_rel": np.mean((d - g) ** 2 / g),
+        "rmse": np.sqrt(np.mean((d - g) ** 2)),
+        "rmse_log": np.sqrt(np.mean(e**2)),
+        "a1": np.mean(ratio < 1.25),
+        "a2": np.mean(ratio < 1.5625),
+        "a3": np.mean(ratio < 1.953125),
+        "silog": 100 * np.sqrt(np.mean(e**2) - np.mean(e) ** 2),
         "log10": np.mean(np.abs(np.log10(d) - np.log10(g))),
-    }  # fmt: skip
+    }
 
 
 def _resized(depth, size):
     tensor = torch.from_numpy(depth.astype(np.float64))[None, None]
-    return torch.nn.functional.interpolate(tensor, tuple(int(s) for s in size), mode="bilinear", align_corners=False)[0, 0].numpy()
+    return torch.nn.functional.interpolate(tensor, tuple(int(s) for s in size), mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
 
 
 def _scattered(points, size, rule):
     image = np.zeros(tuple(size))
     for u, v, z in points:
-        x, y = (int(np.floor(u + np.float32(0.5))), int(np.floor(v + np.float32(0.5)))) if rule == "round" else (int(u), int(v))
+        x, y = (
+            (int(np.floor(u + np.float32(0.5))), int(np.floor(v + np.float32(0.5))))
+            if rule == "round"
+            else (int(u), int(v))
+        )
         image[y, x] = z
     return image
 
@@ -75,7 +86,9 @@ def _compare(found, expected):
         assert set(found[part]) == set(rows), part
         for name, row in rows.items():
             for metric, value in row.items():
-                np.testing.assert_allclose(found[part][name][metric], value, rtol=1e-5, atol=1e-8, err_msg=f"{part} {name} {metric}")
+                np.testing.assert_allclose(
+                    found[part][name][metric], value, rtol=1e-5, atol=1e-8, err_msg=f"{part} {name} {metric}"
+                )
 
 
 @pytest.mark.parametrize(("rule", "high"), [("round", 80.0), ("truncate", 200.0)])
@@ -113,20 +126,37 @@ def test_sampling_equals_torch_resize(source):
 
 
 def test_ground_truth_pixel_rules_and_order():
-    points = np.array([[1.5, 0.4, 5.0], [2.2, 0.0, 7.0], [1.9, 0.9, 9.0], [-0.4, 1.0, 3.0], [3.6, 0.0, 4.0]], np.float32)
+    points = np.array(
+        [[1.5, 0.4, 5.0], [2.2, 0.0, 7.0], [1.9, 0.9, 9.0], [-0.4, 1.0, 3.0], [3.6, 0.0, 4.0]], np.float32
+    )
     found = protocols.ground_truth(points, (2, 4), "round")
     image = {(r, c): (d, p) for r, c, d, p in zip(found.rows, found.cols, found.depth, found.point, strict=True)}
-    assert image == {(0, 2): (7.0, 1), (1, 2): (9.0, 2), (1, 0): (3.0, 3)}  # halves go up; u = 3.6 rounds out of the image
+    assert image == {
+        (0, 2): (7.0, 1),
+        (1, 2): (9.0, 2),
+        (1, 0): (3.0, 3),
+    }  # halves go up; u = 3.6 rounds out of the image
     found = protocols.ground_truth(points, (2, 4), "truncate")
     image = {(r, c): (d, p) for r, c, d, p in zip(found.rows, found.cols, found.depth, found.point, strict=True)}
-    assert image == {(0, 1): (9.0, 2), (0, 2): (7.0, 1), (0, 3): (4.0, 4)}  # the later point of a pixel wins, not the nearer
+    assert image == {
+        (0, 1): (9.0, 2),
+        (0, 2): (7.0, 1),
+        (0, 3): (4.0, 4),
+    }  # the later point of a pixel wins, not the nearer
     with pytest.raises(ValueError, match="point rule"):
         protocols.ground_truth(points, (2, 4), "nearest")
 
 
 def test_limits_are_strict_and_medians_are_of_the_unclipped_prediction():
     sample, _ = eval_rigs.rig(0, cameras=1, native=(4, 4), stored=(4, 4))
-    depths = [[0, 0, 0.125], [1, 0, 80.0], [0, 1, 4.0], [1, 1, 8.0], [2, 1, 6.0], [3, 1, 10.0]]  # 1/8 is exact in float32
+    depths = [
+        [0, 0, 0.125],
+        [1, 0, 80.0],
+        [0, 1, 4.0],
+        [1, 1, 8.0],
+        [2, 1, 6.0],
+        [3, 1, 10.0],
+    ]  # 1/8 is exact in float32
     sample.points = [np.array(depths, np.float32)]
     pred = np.full((1, 4, 4), 1.0, np.float32)
     pred[0, 1] = [100.0, 200.0, 300.0, 400.0]
@@ -306,4 +336,6 @@ def test_unusable_predictions_are_refused():
     with pytest.raises(ValueError, match="positive depths"):
         protocol.add(np.full((6, *SIZE), -1.0), sample)
     with pytest.raises(ValueError, match="ego_mask"):
-        protocols.VfdepthProtocol(max_depth=80.0, point_rule="round").add(np.ones((6, *SIZE)), sample, np.ones((6, 2, 2), bool))
+        protocols.VfdepthProtocol(max_depth=80.0, point_rule="round").add(
+            np.ones((6, *SIZE)), sample, np.ones((6, 2, 2), bool)
+        )

@@ -17,7 +17,10 @@ def reference(sizes, depths, kind, seed=0):
     """A randomly initialised `ResNetModel` whose BatchNorms have statistics and affine numbers far from 0 and 1."""
     torch.manual_seed(seed)
     config = transformers.ResNetConfig(
-        embedding_size=sizes[0] if kind == "basic" else 16, hidden_sizes=list(sizes), depths=list(depths), layer_type=kind
+        embedding_size=sizes[0] if kind == "basic" else 16,
+        hidden_sizes=list(sizes),
+        depths=list(depths),
+        layer_type=kind,
     )
     model = transformers.ResNetModel(config)
     with torch.no_grad():

@@ -111,9 +111,22 @@ def test_killed_run_resumes_bit_for_bit(records, whole_run, tmp_path):
     """SIGKILL in the middle, start again: the same losses and parameters as the run that nobody killed."""
     config = tmp_path / "config.py"
     overrides = make_config(records, **{"train.eval_every": 4}).to_json()
-    config.write_text(f"import json, ml_collections\ndef get_config():\n    return ml_collections.ConfigDict(json.loads({overrides!r}))\n")
+    config.write_text(
+        "import json, ml_collections\n"
+        f"def get_config():\n    return ml_collections.ConfigDict(json.loads({overrides!r}))\n"
+    )
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "fsmde_jax.main", "--config", str(config), "--mode", "train", "--workdir", str(workdir)]
+    command = [
+        sys.executable,
+        "-m",
+        "fsmde_jax.main",
+        "--config",
+        str(config),
+        "--mode",
+        "train",
+        "--workdir",
+        str(workdir),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
@@ -137,7 +150,9 @@ def test_resume_under_another_model_is_refused(records, whole_run):
 
 
 def test_resume_on_other_records_is_refused(whole_run, tmp_path):
-    other = write_folder(tmp_path / "other", [make_rig(9, cameras=3, native_size=(48, 80)).sample] * 2, fingerprint="f" * 64)
+    other = write_folder(
+        tmp_path / "other", [make_rig(9, cameras=3, native_size=(48, 80)).sample] * 2, fingerprint="f" * 64
+    )
     with pytest.raises(TrainingError, match="another layout"):
         train(make_config(other, **{"train.steps": 12}), whole_run)
 
@@ -169,7 +184,9 @@ def test_loss_that_is_not_finite_stops_with_step_terms_and_records(records, tmp_
 
 def test_missing_records_name_the_command(tmp_path):
     config = make_config(tmp_path / "nowhere", **{"data.prepare_train": "python -m data_prep.nuscenes --split train"})
-    with pytest.raises(DataError, match=r"nowhere[\s\S]*data.train_records[\s\S]*python -m data_prep.nuscenes --split train"):
+    with pytest.raises(
+        DataError, match=r"nowhere[\s\S]*data.train_records[\s\S]*python -m data_prep.nuscenes --split train"
+    ):
         train(config, tmp_path / "run")
 
 

@@ -5,12 +5,17 @@ import pytest
 
 from fsmde_jax.viz import colour, panorama
 
-RING = np.radians([0.0, 55.0, 110.0, 180.0, -110.0, -55.0])  # front, front left, back left, back, back right, front right
+RING = np.radians(
+    [0.0, 55.0, 110.0, 180.0, -110.0, -55.0]
+)  # front, front left, back left, back, back right, front right
 
 
 def test_six_cameras_stand_where_people_expect_them_and_neighbours_touch():
     assert panorama.arrange(RING) == [[1, 0, 5], [4, 3, 2]]
-    assert panorama.arrange(np.radians([0.5, 55, 108, -179.9, -110, -56])) == [[1, 0, 5], [4, 3, 2]]  # either side of 180
+    assert panorama.arrange(np.radians([0.5, 55, 108, -179.9, -110, -56])) == [
+        [1, 0, 5],
+        [4, 3, 2],
+    ]  # either side of 180
     order = [3, 5, 0, 2, 4, 1]  # another order of the arrays gives the same picture
     rows = panorama.arrange(RING[order])
     assert [[order[i] for i in row] for row in rows] == [[1, 0, 5], [4, 3, 2]]
@@ -18,7 +23,12 @@ def test_six_cameras_stand_where_people_expect_them_and_neighbours_touch():
 
 @pytest.mark.parametrize(
     ("yaw", "rows"),
-    [([10], [[0]]), ([0, 120, -120], [[1, 0, 2]]), ([-30, 30], [[1, 0]]), ([0, 72, 144, -144, -72], [[1, 0, 4], [3, 2]])],
+    [
+        ([10], [[0]]),
+        ([0, 120, -120], [[1, 0, 2]]),
+        ([-30, 30], [[1, 0]]),
+        ([0, 72, 144, -144, -72], [[1, 0, 4], [3, 2]]),
+    ],
 )
 def test_any_number_of_cameras(yaw, rows):
     assert panorama.arrange(np.radians(yaw)) == rows
@@ -39,7 +49,9 @@ def test_log_scale_and_its_limits():
 
 
 def test_near_is_warm_far_is_cold_and_nothing_is_black():
-    near, middle, far, none, broken = colour.colour_depth(np.array([1.0, 9.0, 80.0, 0.0, np.nan]), 1.0, 80.0).astype(int)
+    near, middle, far, none, broken = colour.colour_depth(np.array([1.0, 9.0, 80.0, 0.0, np.nan]), 1.0, 80.0).astype(
+        int
+    )
     assert near[0] > near[2] + 80 and far[2] > far[0] + 50 and middle[1] > max(middle[0], middle[2])
     assert none.tolist() == broken.tolist() == [0, 0, 0]
     small, large = colour.colour_error(np.array([0.0, 2.0]), 0.5).astype(int)

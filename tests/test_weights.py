@@ -61,8 +61,9 @@ def test_torchvision_names():
     }  # fmt: skip
     for path, both in expected.items():
         assert tuple(name(path) for name in names) == both
-    assert weights.efficientnet_lite_name(("blocks_12", "depthwise_conv", "kernel")) == "_blocks.12._depthwise_conv.weight"
-    assert weights.efficientnet_lite_name(("bn0", "bias")) == "_bn0.bias"
+    lite = weights.efficientnet_lite_name
+    assert lite(("blocks_12", "depthwise_conv", "kernel")) == "_blocks.12._depthwise_conv.weight"
+    assert lite(("bn0", "bias")) == "_bn0.bias"
 
 
 def test_torchvision_layout_gives_the_same_encoder_as_the_transformers_layout(resnet18, tmp_path):
@@ -78,7 +79,8 @@ def test_torchvision_layout_gives_the_same_encoder_as_the_transformers_layout(re
         for i in range(4):
             name = name.replace(f"encoder.stages.{i}.layers.", f"layer{i + 1}.")
         for i in (1, 2):
-            name = name.replace(f".layer.{i - 1}.convolution", f".conv{i}").replace(f".layer.{i - 1}.normalization", f".bn{i}")
+            name = name.replace(f".layer.{i - 1}.convolution", f".conv{i}")
+            name = name.replace(f".layer.{i - 1}.normalization", f".bn{i}")
         name = name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
         renamed[name] = value
     renamed |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
@@ -105,10 +107,12 @@ def test_safetensors_and_torch_files_hold_the_same(resnet18, tmp_path):
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "a.pth")
     one, other = (weights.load_encoder(tmp_path / f"a.{end}", "resnet18") for end in ("safetensors", "pth"))
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    np.testing.assert_array_equal(one[0]["layer1_0"]["conv1"]["kernel"][1, 2, 3, 4], resnet18["layer1.0.conv1.weight"][4, 3, 1, 2])
-    np.testing.assert_array_equal(one[1]["layer2_0"]["downsample_1"]["var"], resnet18["layer2.0.downsample.1.running_var"])
+    params, stats = one
+    assert params["layer1_0"]["conv1"]["kernel"][1, 2, 3, 4] == resnet18["layer1.0.conv1.weight"][4, 3, 1, 2]
+    expected = resnet18["layer2.0.downsample.1.running_var"]
+    np.testing.assert_array_equal(stats["layer2_0"]["downsample_1"]["var"], expected)
     shapes = jax.tree.map(lambda leaf: leaf.shape, weights.encoder_template("resnet18"))
-    assert jax.tree.map(np.shape, {"params": one[0], "batch_stats": one[1]}) == shapes
+    assert jax.tree.map(np.shape, {"params": params, "batch_stats": stats}) == shapes
 
 
 def test_half_precision_files_become_float32(tmp_path):
@@ -133,9 +137,13 @@ def test_every_problem_is_reported_at_once(resnet18):
         weights.convert_encoder(broken, "resnet18", source="weights.pth")
     text = str(error.value)
     for part in (
-        "weights.pth: 5 tensors", "missing: layer3.1.bn2.running_mean", "missing: bn1.bias", "unexpected: layer4.2.conv1.weight",
-        "wrong shape: layer4.0.conv1.weight is (512, 256, 1, 1), expected (512, 256, 3, 3)", "not finite: layer1.1.bn1.weight",
-    ):  # fmt: skip
+        "weights.pth: 5 tensors",
+        "missing: layer3.1.bn2.running_mean",
+        "missing: bn1.bias",
+        "unexpected: layer4.2.conv1.weight",
+        "wrong shape: layer4.0.conv1.weight is (512, 256, 1, 1), expected (512, 256, 3, 3)",
+        "not finite: layer1.1.bn1.weight",
+    ):
         assert part in text
     assert "fc." not in text and "num_batches" not in text
 
@@ -202,7 +210,8 @@ def test_torch_files_without_torch_say_what_to_install(tmp_path, monkeypatch):
 
 
 def test_assemble_keeps_other_leaves_and_transposes_linear_layers():
-    template = {"params": {"fc": {"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}, "token": jax.ShapeDtypeStruct((1, 4), jnp.float32)}}
+    kernel, token = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3), (1, 4)))
+    template = {"params": {"fc": {"kernel": kernel}, "token": token}}
     tensors = {"fc.weight": np.arange(6.0).reshape(3, 2), "token": np.ones((1, 4))}
     out = weights.assemble(tensors, template, weights.torchvision_resnet_name, source="x")
     np.testing.assert_array_equal(out["params"]["fc"]["kernel"], tensors["fc.weight"].T)

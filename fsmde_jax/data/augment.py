@@ -102,12 +102,13 @@ def flipped_names(names: Sequence[str], cam_to_ego: np.ndarray) -> list[str]:
     return [names[i] for i in geometry.mirror_permutation(cam_to_ego)]
 
 
-def colour_matrix(brightness: float, contrast: float, saturation: float, hue: float, mean_luma: float) -> np.ndarray:
+def colour_matrix(colour: np.ndarray, mean_luma: float) -> np.ndarray:
     """One affine map [3, 4] float32 of RGB in 0..255 for the whole jitter, applied without intermediate clipping.
 
-    In this order: x b; then c x + (1 - c) b mean_luma; then s x + (1 - s) luma(x); then a rotation by 2 pi `hue` of the
-    chroma plane of YIQ (NTSC), which keeps the luma.
+    `colour` [4] = (b, c, s, hue). In this order: x b; then c x + (1 - c) b mean_luma; then s x + (1 - s) luma(x); then
+    a rotation by 2 pi hue of the chroma plane of YIQ (NTSC), which keeps the luma.
     """
+    brightness, contrast, saturation, hue = (float(value) for value in colour)
     grey = np.ones((3, 1)) @ LUMA[None]
     angle = 2 * math.pi * hue
     turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
@@ -124,9 +125,10 @@ def jitter(images: np.ndarray, colour: np.ndarray, view_mask: np.ndarray | None 
     """
     views = range(len(images)) if view_mask is None else np.flatnonzero(view_mask)
     luma = {i: float(LUMA @ cv2.mean(images[i])[:3]) for i in views}
-    shared = sum(luma.values()) / max(len(luma), 1) if len(colour) == 1 else None
-    for i, own in luma.items():
-        image = images[i]
-        brightness, contrast, saturation, hue = (float(c) for c in colour[0 if shared is not None else i])
-        mean_luma = own if shared is None else shared
-        cv2.transform(image, colour_matrix(brightness, contrast, saturation, hue, mean_luma), dst=image)
+    if len(colour) == 1:
+        shared = colour_matrix(colour[0], sum(luma.values()) / max(len(luma), 1))
+        matrices = dict.fromkeys(luma, shared)
+    else:
+        matrices = {i: colour_matrix(colour[i], mean) for i, mean in luma.items()}
+    for i, matrix in matrices.items():
+        cv2.transform(images[i], matrix, dst=images[i])

@@ -35,16 +35,38 @@ FEATURES: dict[str, Feature] = {
     "images": Feature("bytes", ("N",), "Encoded images, JPEG or PNG, RGB."),
     "image_size": Feature("int64", ("N", 2), "Height and width of the encoded images, pixels."),
     "native_size": Feature("int64", ("N", 2), "Height and width of the recorded images before any resize, pixels."),
-    "intrinsics": Feature("float32", ("N", 3, 3), "Pinhole matrices in pixels at `image_size`; pixel centres at integers."),
-    "cam_to_ego": Feature("float32", ("N", 4, 4), "Camera to ego frame; camera x right, y down, z forward; ego x forward, y left, z up; metres."),
-    "ego_to_global": Feature("float32", ("N", 4, 4), "Ego pose at each camera's own time, in a frame moved by `global_origin`; metres."),
-    "global_origin": Feature("int64", (3,), "Whole metres to add to `ego_to_global` translations (keeps float32 exact to < 1e-6 m)."),
+    "intrinsics": Feature(
+        "float32", ("N", 3, 3),
+        "Pinhole matrices in pixels at `image_size`; pixel centres at integers.",
+    ),
+    "cam_to_ego": Feature(
+        "float32", ("N", 4, 4),
+        "Camera to ego frame; camera x right, y down, z forward; ego x forward, y left, z up; metres.",
+    ),
+    "ego_to_global": Feature(
+        "float32", ("N", 4, 4),
+        "Ego pose at each camera's own time, in a frame moved by `global_origin`; metres.",
+    ),
+    "global_origin": Feature(
+        "int64", (3,),
+        "Whole metres to add to `ego_to_global` translations (keeps float32 exact to < 1e-6 m).",
+    ),
     "camera_timestamps_us": Feature("int64", ("N",), "Exposure time of each camera, microseconds."),
-    "points_uvz": Feature("float32", ("P", 3), "LiDAR points of the sample's own sweep: u, v (sub-pixel, at `native_size`) and z-depth in metres; cameras one after another, in the sweep's order."),
+    "points_uvz": Feature(
+        "float32", ("P", 3),
+        "LiDAR points of the sample's own sweep: u, v (sub-pixel, at `native_size`) and z-depth in metres; "
+        "cameras one after another, in the sweep's order.",
+    ),
     "points_per_camera": Feature("int64", ("N",), "How many rows of `points_uvz` belong to each camera."),
-    "extra_points_uvz": Feature("float32", ("P", 3), "Points of neighbouring sweeps (`--sweeps`), for training labels only; empty by default."),
+    "extra_points_uvz": Feature(
+        "float32", ("P", 3),
+        "Points of neighbouring sweeps (`--sweeps`), for training labels only; empty by default.",
+    ),
     "extra_points_per_camera": Feature("int64", ("N",), "How many rows of `extra_points_uvz` belong to each camera."),
-    "ego_masks": Feature("bytes", ("N",), "1-bit PNG at `native_size`: 255 = visible, 0 = the car's own body; empty = all visible."),
+    "ego_masks": Feature(
+        "bytes", ("N",),
+        "1-bit PNG at `native_size`: 255 = visible, 0 = the car's own body; empty = all visible.",
+    ),
 }  # fmt: skip
 
 
@@ -114,7 +136,9 @@ class RigSample:
                 u, v, z = points.T
                 inside = (u > -0.51) & (u < width) & (v > -0.51) & (v < height) & (z > 0)
                 if not np.all(inside):
-                    raise DataError(f"{here}: {int((~inside).sum())} {name} lie outside the {height}x{width} image or behind it")
+                    raise DataError(
+                        f"{here}: {int((~inside).sum())} {name} lie outside the {height}x{width} image or behind it"
+                    )
 
 
 def _bytes_feature(values: Sequence[bytes]) -> tf_feature_pb2.Feature:
@@ -122,7 +146,9 @@ def _bytes_feature(values: Sequence[bytes]) -> tf_feature_pb2.Feature:
 
 
 def _int_feature(values: Any) -> tf_feature_pb2.Feature:
-    return tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=np.asarray(values, np.int64).ravel().tolist()))
+    return tf_feature_pb2.Feature(
+        int64_list=tf_feature_pb2.Int64List(value=np.asarray(values, np.int64).ravel().tolist())
+    )
 
 
 def _float_feature(values: np.ndarray) -> tf_feature_pb2.Feature:
@@ -202,21 +228,23 @@ def decode(data: bytes, where: str = "record") -> RigSample:
     found = example.features.feature
     missing = sorted(set(FEATURES) - set(found))
     if missing:
-        raise DataError(f"{where}: entries {missing} are missing; convert the dataset again with this version's data_prep")
+        raise DataError(
+            f"{where}: entries {missing} are missing; convert the dataset again with this version's data_prep"
+        )
     n = len(found["camera_names"].bytes_list.value)
 
     def array(name: str) -> np.ndarray:
         feature = FEATURES[name]
         entry = found[name]
-        if feature.kind == "float32":
-            values = _floats(entry.float_list)
-        else:
-            values = np.array(entry.int64_list.value, np.int64)
+        floats = feature.kind == "float32"
+        values = _floats(entry.float_list) if floats else np.array(entry.int64_list.value, np.int64)
         shape = tuple(n if s == "N" else -1 if s == "P" else int(s) for s in feature.shape)
         try:
             return values.reshape(shape)
         except ValueError as error:
-            raise DataError(f"{where}: {name} has {values.size} numbers, expected shape {feature.shape} with N = {n}") from error
+            raise DataError(
+                f"{where}: {name} has {values.size} numbers, expected shape {feature.shape} with N = {n}"
+            ) from error
 
     def blobs(name: str) -> list[bytes]:
         return list(found[name].bytes_list.value)

@@ -73,7 +73,9 @@ def write_records(path: str | Path, records: Iterable[bytes]) -> int:
         write_atomically(index_path(path), _encode_index(np.array(offsets, np.uint64), position))
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot write ({error.strerror}); free space or choose another --out folder") from error
+        raise DataError(
+            f"{path}: cannot write ({error.strerror}); free space or choose another --out folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return len(offsets)
@@ -101,7 +103,9 @@ def _scan(path: Path) -> np.ndarray:
             length, crc = _HEADER.unpack(head)
             end = position + _HEADER.size + length + _FOOTER.size
             if crc != _masked_crc(head[:8]):
-                raise DataError(f"{path}: record {len(offsets)} has a damaged length (CRC mismatch); convert this split again")
+                raise DataError(
+                    f"{path}: record {len(offsets)} has a damaged length (CRC mismatch); convert this split again"
+                )
             if end > size:
                 raise DataError(f"{path}: truncated inside record {len(offsets)}; convert this split again")
             offsets.append(position)
@@ -131,7 +135,9 @@ def load_index(path: str | Path) -> np.ndarray:
     if len(body) != 8 * count or google_crc32c.value(body) != crc:
         raise DataError(f"{where}: the index is damaged; {advice}")
     if indexed_size != size:
-        raise DataError(f"{where}: stale index: made for {indexed_size} bytes of records, but {path.name} has {size}; {advice}")
+        raise DataError(
+            f"{where}: stale index: made for {indexed_size} bytes of records, but {path.name} has {size}; {advice}"
+        )
     return np.frombuffer(body, "<u8")
 
 

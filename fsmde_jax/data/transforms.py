@@ -42,8 +42,7 @@ def decode_image(data: bytes, size: tuple[int, int], where: str, step: int = 1) 
     Raises:
       DataError: naming `where`: not an image, cut short, or not of the size that the record says.
     """
-    # libjpeg fills the rest of a truncated file with grey and only warns: the end marker must follow the last scan.
-    truncated = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    truncated = _is_truncated_jpeg(data)
     flags = _DECODE | _REDUCED[step]
     image = None if truncated or not data else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
@@ -54,6 +53,14 @@ def decode_image(data: bytes, size: tuple[int, int], where: str, step: int = 1) 
     if found != tuple(size):
         raise DataError(f"{where}: the image is {found[0]}x{found[1]}, but the record says {size[0]}x{size[1]}")
     return image
+
+
+def _is_truncated_jpeg(data: bytes) -> bool:
+    """A JPEG without an end marker behind its last scan: libjpeg would fill the rest with grey and only warn."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    end = data.rfind(b"\xff\xd9")
+    return end < 0 or data.find(b"\xff\xda", end) >= 0  # an end marker before a scan belongs to a thumbnail
 
 
 @functools.lru_cache(maxsize=64)
@@ -106,11 +113,11 @@ def resize_box(image: np.ndarray, box: Box, out: np.ndarray) -> None:
         np.copyto(out, result)
 
 
-def box_intrinsics(intrinsics: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics [3, 3] after cropping to `box` and resizing to `size`, float64."""
-    y0, x0, height, width = box
-    cropped = geometry.crop_intrinsics(np.asarray(intrinsics, np.float64), y0, x0)
-    return geometry.resize_intrinsics(cropped, size[0] / height, size[1] / width)
+def box_intrinsics(intrinsics: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Intrinsics [..., 3, 3] after cropping to `boxes` [..., 4] (as `Box`) and resizing to `size`, float64."""
+    boxes = np.asarray(boxes, np.float64)
+    cropped = geometry.crop_intrinsics(np.asarray(intrinsics, np.float64), boxes[..., 0], boxes[..., 1])
+    return geometry.resize_intrinsics(cropped, size[0] / boxes[..., 2], size[1] / boxes[..., 3])
 
 
 def rasterize(points: Sequence[np.ndarray], scale: np.ndarray, shift: np.ndarray, out: np.ndarray) -> None:
@@ -171,7 +178,7 @@ def load_rig(
     """
     choice = choice or Draw()
     count, height, width = out["depth"].shape
-    scale, shift = np.ones((count, 2)), np.zeros((count, 2))
+    boxes, decoded_sizes = np.empty((count, 4)), np.empty((count, 2))
     present = out["view_mask"]
     for i in range(count):
         stored, native = _pair(sample.image_size[i]), _pair(sample.native_size[i])
@@ -186,11 +193,13 @@ def load_rig(
         else:
             out["images"][i] = 0
         _load_mask(sample.ego_masks[i], native, decoded, box, bool(data), out["ego_mask"][i], here)
-        at_decoded = geometry.resize_intrinsics(sample.intrinsics[i].astype(np.float64), 1 / step, 1 / step)
-        out["intrinsics"][i] = box_intrinsics(at_decoded, box, (height, width))
-        zoom = np.array([width / box[3], height / box[2]])  # network pixels per decoded pixel, x and y
-        scale[i] = zoom * [decoded[1] / native[1], decoded[0] / native[0]]
-        shift[i] = 0.5 * scale[i] - zoom * [box[1], box[0]] - 0.5  # (u + .5) s - .5, then - x0, then (u + .5) s - .5
+        boxes[i], decoded_sizes[i] = box, decoded
+    shrink = decoded_sizes / sample.image_size
+    at_decoded = geometry.resize_intrinsics(sample.intrinsics.astype(np.float64), shrink[:, 0], shrink[:, 1])
+    out["intrinsics"][:] = box_intrinsics(at_decoded, boxes, (height, width))
+    zoom = np.array([width, height]) / boxes[:, 3:1:-1]  # network pixels per decoded pixel, x and y
+    scale = zoom * (decoded_sizes / sample.native_size)[:, ::-1]
+    shift = 0.5 * scale - zoom * boxes[:, 1::-1] - 0.5  # (u + .5) s - .5, then - x0, then (u + .5) s - .5
     out["cam_to_ego"][:] = sample.cam_to_ego
     out["ego_to_global"][:] = sample.ego_to_global
     points = sample.points

@@ -68,7 +68,8 @@ def bin_chamfer(view_bin_centers: Array, target: Array, mask: Array) -> Array:
     """
     if target.ndim != 4 or mask.shape != target.shape or view_bin_centers.shape[:2] != target.shape[:2]:
         raise ValueError(
-            f"bin_chamfer: expected [B, N, K] and twice [B, N, H, W], got {view_bin_centers.shape}, {target.shape}, {mask.shape}"
+            "bin_chamfer: expected [B, N, K] and twice [B, N, H, W], got"
+            f" {view_bin_centers.shape}, {target.shape}, {mask.shape}"
         )
     views = target.shape[0] * target.shape[1]
     valid = mask.astype(bool).reshape(views, -1)
@@ -80,7 +81,7 @@ def bin_chamfer(view_bin_centers: Array, target: Array, mask: Array) -> Array:
 
 
 def _chamfer_of_view(centers: Array, labels: Array, valid: Array) -> Array:
-    """One view: ascending log centers [K], log labels [P], valid [P]; meaningless (but finite) without a valid label."""
+    """One view: ascending log centers [K], log labels [P], valid [P]; finite but meaningless without a label."""
     count = centers.shape[0]
     fixed = jax.lax.stop_gradient(centers)
     interval = jnp.searchsorted(fixed, labels)  # label lies in (center[interval - 1], center[interval]]

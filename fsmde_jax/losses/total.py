@@ -38,13 +38,14 @@ def supervised_loss(
       chamfer_weight: 0 leaves the chamfer term out of the program altogether.
 
     Returns:
-      (loss, terms): a float32 scalar, and scalars for the log: `loss`, `silog`, `chamfer` (where used) and `valid_pixels`,
-      the number of labels that counted.
+      (loss, terms): a float32 scalar, and scalars for the log: `loss`, `silog`, `chamfer` (where used) and
+      `valid_pixels`, the number of labels that counted.
     """
     pred_depth, depth = outputs["pred_depth"], batch["depth"]
     if pred_depth.shape != depth.shape or batch["ego_mask"].shape != depth.shape:
         raise ValueError(
-            f"supervised_loss: pred_depth {pred_depth.shape}, depth {depth.shape} and ego_mask {batch['ego_mask'].shape} must agree"
+            f"supervised_loss: pred_depth {pred_depth.shape}, depth {depth.shape} and ego_mask"
+            f" {batch['ego_mask'].shape} must agree"
         )
     mask = label_mask(batch, min_depth=min_depth, max_depth=max_depth)
     terms = {"silog": supervised.silog(pred_depth, depth, mask, lam=silog_lambda)}

@@ -26,9 +26,7 @@ def ray_directions(intrinsics: Array, cam_to_ego: Array, height: int, width: int
     inverse = jnp.linalg.inv(intrinsics.astype(jnp.float32))
     cam_to_ego_rotation = cam_to_ego[..., :3, :3].astype(jnp.float32)
     # HIGHEST: accelerators round float32 products otherwise.
-    rays = jnp.einsum(
-        "bnij,bnjk,hwk->bnhwi", cam_to_ego_rotation, inverse, grid, precision=jax.lax.Precision.HIGHEST
-    )
+    rays = jnp.einsum("bnij,bnjk,hwk->bnhwi", cam_to_ego_rotation, inverse, grid, precision=jax.lax.Precision.HIGHEST)
     return rays / jnp.linalg.norm(rays, axis=-1, keepdims=True)
 
 

@@ -72,9 +72,13 @@ class Decoder(nn.Module):
         levels: list[Array] = []
         for i in reversed(range(len(taps))):
             features = self.channels[i]
-            x = ConvNorm(features, 1, relu=False, dtype=self.dtype, name=f"lateral_{i}")(taps[i], train=train, mask=mask)
+            x = ConvNorm(features, 1, relu=False, dtype=self.dtype, name=f"lateral_{i}")(
+                taps[i], train=train, mask=mask
+            )
             if levels:
-                x = x + upsample2(nn.Conv(features, (1, 1), use_bias=False, dtype=self.dtype, name=f"up_{i}")(levels[-1]))
+                x = x + upsample2(
+                    nn.Conv(features, (1, 1), use_bias=False, dtype=self.dtype, name=f"up_{i}")(levels[-1])
+                )
             x = ConvNorm(features, 3, dtype=self.dtype, name=f"fuse_{i}")(nn.relu(x), train=train, mask=mask)
             levels.append(x)
         return tuple(reversed(levels))

@@ -49,7 +49,13 @@ def focal_ratio(intrinsics: Array, width: int, focal_canonical: float) -> Array:
 
 
 def reachable_depths(
-    fx: Array, width: int, *, min_depth: float, max_depth: float, focal_canonical: float, focal_range: tuple[float, float]
+    fx: Array,
+    width: int,
+    *,
+    min_depth: float,
+    max_depth: float,
+    focal_canonical: float,
+    focal_range: tuple[float, float],
 ) -> tuple[Array, Array]:
     """Nearest and farthest depth in metres (outer bin edges) for a camera of focal length fx pixels at `width`."""
     lo, hi = canonical_range(min_depth, max_depth, focal_canonical, focal_range)
@@ -85,7 +91,8 @@ def check_focals(
         )  # fmt: skip
         warnings.append(
             f"camera {name}: focal length {focal:.1f} px (at width {FOCAL_WIDTH}) is outside model.focal_range"
-            f" ({f_min:g}, {f_max:g}); it can reach {near:.3g} to {far:.4g} m of the wanted {min_depth:g} to {max_depth:g} m"
+            f" ({f_min:g}, {f_max:g}); it can reach {near:.3g} to {far:.4g} m of the wanted {min_depth:g} to"
+            f" {max_depth:g} m"
         )
     return warnings
 
@@ -120,11 +127,8 @@ def attract(positions: Array, attractors: Array, alpha: float = 300.0) -> Array:
     ZoeDepth's inverse attractor (gamma 2), mean over attractors. With both in [0, 1] the result stays there and stays
     ascending (not strictly): each term moves c at most onto a, and the map's slope is in [0, 9/8].
     """
-    delta = jnp.zeros_like(positions)
-    for i in range(attractors.shape[-1]):  # a loop, because [..., A, K] would not fit at high resolution
-        difference = attractors[..., i : i + 1] - positions
-        delta = delta + difference / (1.0 + alpha * difference * difference)
-    return positions + delta / attractors.shape[-1]
+    difference = attractors[..., :, None] - positions[..., None, :]  # [..., A, K], fused into the mean by XLA
+    return positions + jnp.mean(difference / (1.0 + alpha * difference * difference), -2)
 
 
 def _spread_logits(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -169,14 +173,18 @@ class DepthBins(nn.Module):
           first; `view_bin_centers` [..., K] metres, one set per view (before attraction).
         """
         if self.bins not in BINS or self.probabilities not in PROBABILITIES:
-            raise ValueError(f"bins {self.bins!r} / probabilities {self.probabilities!r}: expected {BINS} / {PROBABILITIES}")
+            raise ValueError(
+                f"bins {self.bins!r} / probabilities {self.probabilities!r}: expected {BINS} / {PROBABILITIES}"
+            )
         features, ratio = features.astype(jnp.float32), focal_ratio.astype(jnp.float32)
         position = self._positions(descriptor.astype(jnp.float32))  # [..., K]
         view_centers = self._to_depth(position) * ratio[..., None]
         if self.bins == "attractor":
             pixel_position = self._attracted(position[..., None, None, :], levels)
             if pixel_position.shape[-3:-1] != features.shape[-3:-1]:
-                raise ValueError(f"the last level has size {pixel_position.shape[-3:-1]}, features {features.shape[-3:-1]}")
+                raise ValueError(
+                    f"the last level has size {pixel_position.shape[-3:-1]}, features {features.shape[-3:-1]}"
+                )
             centers = self._to_depth(pixel_position) * ratio[..., None, None, None]
         else:
             centers = view_centers[..., None, None, :]

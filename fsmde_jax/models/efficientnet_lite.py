@@ -23,7 +23,15 @@ VARIANTS: dict[str, tuple[float, float]] = {  # width and depth factors
     "efficientnet_lite2": (1.1, 1.2),
 }
 # repeats, kernel, stride, expansion, output channels of Lite0's seven stages
-_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 _TAP_STAGES = (0, 1, 2, 4, 6)  # the last stage at strides 2, 4, 8, 16, 32
 _STEM, _HEAD = 32, 1280  # not scaled in the Lite family
 
@@ -180,7 +188,9 @@ class EfficientNetLite(nn.Module):
         taps, index = [], 0
         for i, stage in enumerate(stage_specs(self.variant)):
             for spec in stage:
-                x = InvertedResidual(spec, self.depthwise, self.dtype, name=f"blocks_{index}")(x, train=train, mask=mask)
+                x = InvertedResidual(spec, self.depthwise, self.dtype, name=f"blocks_{index}")(
+                    x, train=train, mask=mask
+                )
                 index += 1
             if i in _TAP_STAGES:
                 taps.append(x)

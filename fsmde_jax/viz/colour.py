@@ -1,4 +1,4 @@
-"""Numbers to colours: depth (turbo, near = warm) and errors, on a logarithmic or linear scale, and their colour bars."""
+"""Numbers to colours: depth (turbo, near = warm) and errors, and the colour bars that explain them."""
 
 import functools
 
@@ -20,13 +20,14 @@ def _turbo() -> np.ndarray:
 @functools.cache
 def _error_map() -> np.ndarray:
     """Blue - pale - orange - red [256, 3] uint8 RGB; also tells apart without red-green vision."""
-    positions, colours = zip(*_ERROR_STOPS, strict=True)
+    positions = [place for place, _ in _ERROR_STOPS]
+    channels = np.array([colour for _, colour in _ERROR_STOPS], np.float64).T
     ramp = np.linspace(0, 1, 256)
-    return np.stack([np.interp(ramp, positions, channel) for channel in zip(*colours, strict=True)], -1).round().astype(np.uint8)
+    return np.stack([np.interp(ramp, positions, channel) for channel in channels], -1).round().astype(np.uint8)
 
 
 def position(depth: np.ndarray, low: float, high: float, *, log: bool = True) -> np.ndarray:
-    """Place of depths [...] on the scale from `low` to `high` metres, clipped to [0, 1]; not finite or <= 0 becomes 0."""
+    """Place of depths [...] on the scale from `low` to `high` metres, in [0, 1]; not finite or <= 0 becomes 0."""
     if not 0 < low < high:
         raise ValueError(f"expected 0 < low < high, got {low} and {high}")
     depth = np.asarray(depth, np.float64)
@@ -72,7 +73,9 @@ def depth_ticks(low: float, high: float, *, log: bool = True) -> list[float]:
     return ticks
 
 
-def depth_bar(width: int, height: int, low: float, high: float, *, log: bool = True, background: int = 24) -> np.ndarray:
+def depth_bar(
+    width: int, height: int, low: float, high: float, *, log: bool = True, background: int = 24
+) -> np.ndarray:
     """Colour bar [height, width, 3] uint8 with ticks in metres, near at the left."""
     ticks = depth_ticks(low, high, log=log)
     at = [float(position(np.array(t), low, high, log=log)) for t in ticks]
@@ -85,7 +88,9 @@ def error_bar(width: int, height: int, high: float, *, background: int = 24) -> 
     return _bar(_error_map(), at, [f"{100 * high * a:g}" for a in at], "%", width, height, background)
 
 
-def _bar(colours: np.ndarray, at: list[float], texts: list[str], unit: str, width: int, height: int, background: int) -> np.ndarray:
+def _bar(
+    colours: np.ndarray, at: list[float], texts: list[str], unit: str, width: int, height: int, background: int
+) -> np.ndarray:
     size = max(10, int(height * 0.45))
     thick, margin = max(4, height - size - 6), 2 * size
     canvas = np.full((height, width, 3), background, np.uint8)

@@ -17,9 +17,9 @@ _WORST = 0.5  # relative error that is drawn in the darkest red
 def arrange(yaw: np.ndarray) -> list[list[int]]:
     """Rows of camera indices, each from left to right, such that neighbouring pictures continue each other.
 
-    Cameras are taken clockwise (seen from above). Up to four stand in one row around the most forward one; more stand in
-    two rows: those that look forward (left - front - right), and below the others, going on clockwise (back right - back -
-    back left).
+    Cameras are taken clockwise (seen from above). Up to four stand in one row around the most forward one; more stand
+    in two rows: those that look forward (left - front - right), and below the others, going on clockwise (back right -
+    back - back left).
 
     Args:
       yaw: [N] radians, optical axes, 0 = forward, positive to the left.
@@ -66,20 +66,31 @@ def panorama(
     """
     count, height, width = pred_depth.shape
     if images.shape != (count, height, width, 3) or len(names) != count or len(yaw) != count:
-        raise ValueError(f"panorama: images {images.shape}, {len(names)} names and pred_depth {pred_depth.shape} disagree")
+        raise ValueError(
+            f"panorama: images {images.shape}, {len(names)} names and pred_depth {pred_depth.shape} disagree"
+        )
     if depth is not None and depth.shape != pred_depth.shape:
         raise ValueError(f"panorama: depth {depth.shape} and pred_depth {pred_depth.shape} disagree")
     low = min(max(min_depth, 1.0), 0.5 * max_depth)
     cell = (cell_width, max(1, round(cell_width * height / width)))
     rows = arrange(np.asarray(yaw))
     pictures = [cv2.resize(image, cell, interpolation=cv2.INTER_AREA) for image in images]
-    predicted = [colour.colour_depth(cv2.resize(d, cell, interpolation=cv2.INTER_AREA), low, max_depth) for d in pred_depth]
+    predicted = [
+        colour.colour_depth(cv2.resize(d, cell, interpolation=cv2.INTER_AREA), low, max_depth) for d in pred_depth
+    ]
     bar = 30
     many = len(rows) > 1
     block_width = max(len(row) for row in rows) * (cell[0] + _GAP) - _GAP
     depth_bar = colour.depth_bar(block_width, bar, low, max_depth, background=BACKGROUND)
     blocks = [
-        _block("camera images" + (", clockwise: each row continues the one above" if many else ""), pictures, names, rows, None, bar),
+        _block(
+            "camera images" + (", clockwise: each row continues the one above" if many else ""),
+            pictures,
+            names,
+            rows,
+            None,
+            bar,
+        ),
         _block("predicted depth", predicted, names, rows, depth_bar, bar),
     ]
     if depth is not None:
@@ -90,7 +101,9 @@ def panorama(
             errors.append(_dots(picture, d, colour.colour_error(relative, _WORST)))
         valid = (depth > min_depth) & (depth < max_depth)
         clipped = np.clip(pred_depth, min_depth, max_depth)
-        mean = f", mean {100 * float(np.mean(np.abs(clipped - depth)[valid] / depth[valid])):.1f} %" if valid.any() else ""
+        mean = (
+            f", mean {100 * float(np.mean(np.abs(clipped - depth)[valid] / depth[valid])):.1f} %" if valid.any() else ""
+        )
         error_bar = colour.error_bar(block_width, bar, _WORST, background=BACKGROUND)
         blocks += [
             _block("LiDAR depth", measured, names, rows, depth_bar, bar),
@@ -118,7 +131,12 @@ def _dots(picture: np.ndarray, depth: np.ndarray, colours: np.ndarray) -> np.nda
 
 
 def _block(
-    caption: str, cells: Sequence[np.ndarray], names: Sequence[str], rows: list[list[int]], bar: np.ndarray | None, bar_height: int
+    caption: str,
+    cells: Sequence[np.ndarray],
+    names: Sequence[str],
+    rows: list[list[int]],
+    bar: np.ndarray | None,
+    bar_height: int,
 ) -> np.ndarray:
     height, width = cells[0].shape[:2]
     head = 24
