@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import leakage, record_writer
-from data_prep.plan import BuildOptions, Source, build_sample
+from data_prep.plan import BuildOptions, Source, build_sample, take
 from fsmde_jax.data import schema
 from fsmde_jax.errors import ConfigError, DataError
 
@@ -28,6 +28,18 @@ def parse_size(text: str) -> tuple[int, int] | None:
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 352x640, or 'native'; got {text!r}") from None
     return height, width
+
+
+def parse_slice(text: str) -> slice:
+    """A Python slice from `START:STOP:STEP`, each part optional."""
+    parts = text.split(":")
+    try:
+        numbers = [int(part) if part else None for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 3) or (numbers[2:] != [None] and min(numbers[2:] or [1]) < 1):
+        raise argparse.ArgumentTypeError(f"expected START:STOP or START:STOP:STEP, e.g. ::2 or 10:20; got {text!r}")
+    return slice(*numbers)
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *, image_size: str) -> None:
@@ -49,6 +61,10 @@ def add_common_flags(parser: argparse.ArgumentParser, *, image_size: str) -> Non
         help="neighbouring LiDAR sweeps added to the TRAINING labels (default 0)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="convert the first N samples only")
+    parser.add_argument(
+        "--samples", type=parse_slice, default=slice(None), metavar="START:STOP:STEP",
+        help="convert these samples only, as in a Python slice, e.g. ::2 for every other one",
+    )  # fmt: skip
     parser.add_argument(
         "--workers",
         type=int,
@@ -74,6 +90,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, source: Source) -> None:
     """Converts `source` (or only estimates, with --dry_run) and says what was made."""
+    source = take(take(source, args.samples), slice(args.limit))
     options = BuildOptions(args.image_size, args.jpeg_quality, source.point_rule)
     if args.dry_run:
         _dry_run(source, options, args)

@@ -93,7 +93,7 @@ def _scene_key(scene: Any) -> str:
 
 def open_split(
     dataset_json: str | Path, split: str, *, cameras: list[str] | None = None, sweeps: int = 0,
-    limit: int | None = None, masks: MaskSets | None = None,
+    masks: MaskSets | None = None,
 ) -> Source:  # fmt: skip
     """A split of a DGP dataset.
 
@@ -109,8 +109,7 @@ def open_split(
         filled = [name for name, paths in files.items() if paths]
         raise DataError(f"{dataset_json}: split {split!r} lists no scene; filled splits: {', '.join(filled) or 'none'}")
     where = [(path, i) for path in files[split] for i in range(len(dgp.read_scene(path)))]
-    complete = OFFICIAL.get(split) == (len(files[split]), len(where)) and limit is None
-    where = where[:limit]
+    complete = OFFICIAL.get(split) == (len(files[split]), len(where))
     if not where:
         raise DataError(f"{dataset_json}: the scenes of split {split!r} hold no sample")
     first = dgp.read_scene(where[0][0])[where[0][1]]
@@ -128,7 +127,7 @@ def open_split(
         version=_version(dataset_json),
         split=split,
         sample_ids=[_sample_id(path, i) for path, i in where],
-        scenes=list(dict.fromkeys(path.parent.name for path, _ in where)),
+        sample_scenes=[path.parent.name for path, _ in where],
         cameras=ring,
         point_rule="truncate",
         min_depth=MIN_DEPTH,
@@ -215,10 +214,7 @@ def main(argv: list[str] | None = None) -> None:
         masks = MaskSets(args.masks, args.mask_set) if args.masks else None
         if masks is None:
             print("note: without --masks, LiDAR points on the car's own body become wrong labels (docs/data_format.md)")
-        cli.run(
-            args,
-            open_split(args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, limit=args.limit, masks=masks),
-        )
+        cli.run(args, open_split(args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, masks=masks))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,6 @@ def open_folder(
     scene: str | None = None,
     cameras: list[str] | None = None,
     sweeps: int = 0,
-    limit: int | None = None,
 ) -> Source:
     """One drive of a user's rig: a sample per LiDAR file.
 
@@ -124,7 +123,6 @@ def open_folder(
     if sweeps and table is None:
         raise ConfigError("--sweeps needs --poses: neighbouring sweeps are moved by the ego poses")
     drive = scene or Path(lidar).absolute().parent.name
-    count = min(len(clouds.paths), limit or len(clouds.paths))
 
     def describe(index: int) -> SamplePlan:
         own = _sweep(rig, clouds, index, table)
@@ -148,13 +146,13 @@ def open_folder(
         dataset="folder",
         version=rig.name,
         split=split,
-        sample_ids=[f"{drive}/{p.stem}" for p in clouds.paths[:count]],
-        scenes=[drive],
+        sample_ids=[f"{drive}/{p.stem}" for p in clouds.paths],
+        sample_scenes=[drive] * len(clouds.paths),
         cameras=ring,
         point_rule=rig.point_rule,  # type: ignore[arg-type]
         min_depth=rig.min_depth,
         max_depth=rig.max_depth,
-        complete=limit is None,
+        complete=True,
         options={"rig": _digest(rig_path, poses, [c.mask for c in rig.cameras.values()])},
         describe=describe,
     )
@@ -212,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.check_flags(args)
         source = open_folder(
             args.rig, args.images, args.lidar, poses=args.poses, split=args.split, scene=args.scene,
-            cameras=args.cameras, sweeps=args.sweeps, limit=args.limit,
+            cameras=args.cameras, sweeps=args.sweeps,
         )  # fmt: skip
         cli.run(args, source)
 

@@ -95,7 +95,6 @@ def open_split(
     *,
     cameras: list[str] | None = None,
     sweeps: int = 0,
-    limit: int | None = None,
 ) -> Source:
     """The split as far as the tables hold it (a part of the official scenes or samples is fine, and recorded).
 
@@ -116,13 +115,10 @@ def open_split(
         )
     try:
         tokens = [token for scene in scenes for token in _sample_tokens(tables, scene)]
-        complete = (
-            len(scenes) == len(official[split]) and len(tokens) == OFFICIAL_SAMPLES.get(split, -1) and limit is None
-        )
-        tokens = tokens[:limit]
+        complete = len(scenes) == len(official[split]) and len(tokens) == OFFICIAL_SAMPLES.get(split, -1)
         scene_of = {scene["token"]: scene["name"] for scene in scenes}
         ring = ring_of(_camera_poses(tables, tokens[0]), cameras, f"{dataroot} {version}")
-        used = dict.fromkeys(scene_of[tables.get("sample", token)["scene_token"]] for token in tokens)
+        sample_scenes = [scene_of[tables.get("sample", token)["scene_token"]] for token in tokens]
     except KeyError as error:
         raise DataError(
             f"{dataroot}: the {version} tables refer to an entry that is not there ({error}); unpack the metadata again"
@@ -142,7 +138,7 @@ def open_split(
         version=version,
         split=split,
         sample_ids=tokens,
-        scenes=list(used),
+        sample_scenes=sample_scenes,
         cameras=ring,
         point_rule="round",
         min_depth=MIN_DEPTH,
@@ -244,12 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_with_message():
         cli.check_flags(args)
-        cli.run(
-            args,
-            open_split(
-                args.dataroot, args.version, args.split, cameras=args.cameras, sweeps=args.sweeps, limit=args.limit
-            ),
-        )
+        source = open_split(args.dataroot, args.version, args.split, cameras=args.cameras, sweeps=args.sweeps)
+        cli.run(args, source)
 
 
 if __name__ == "__main__":

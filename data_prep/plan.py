@@ -12,7 +12,7 @@ import numpy as np
 from data_prep import images, lidar_depth, pointfiles
 from fsmde_jax import geometry
 from fsmde_jax.data.schema import RigSample
-from fsmde_jax.errors import DataError
+from fsmde_jax.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Source:
     version: str
     split: str
     sample_ids: list[str]
-    scenes: list[str]
+    sample_scenes: list[str]  # one per sample
     cameras: list[str]  # ring order
     point_rule: lidar_depth.PointRule
     min_depth: float
@@ -78,6 +78,30 @@ class Source:
     complete: bool  # the official split is wholly here
     options: dict  # dataset-specific flags that shape the records
     describe: Callable[[int], SamplePlan]
+
+    @property
+    def scenes(self) -> list[str]:
+        """Scenes with at least one sample, in order."""
+        return list(dict.fromkeys(self.sample_scenes))
+
+
+def take(source: Source, chosen: slice) -> Source:
+    """The samples `chosen` of a source, e.g. `slice(0, 10)` or `slice(0, None, 2)`; a part is never complete.
+
+    Raises:
+      ConfigError: nothing is left.
+    """
+    total = len(source.sample_ids)
+    indices = range(total)[chosen]
+    if total and not indices:
+        raise ConfigError(f"--samples / --limit leave none of the {total} samples of split {source.split!r}")
+    return dataclasses.replace(
+        source,
+        sample_ids=source.sample_ids[chosen],
+        sample_scenes=source.sample_scenes[chosen],
+        complete=source.complete and len(indices) == total,
+        describe=lambda i: source.describe(indices[i]),
+    )
 
 
 def build_sample(plan: SamplePlan, options: BuildOptions) -> RigSample:

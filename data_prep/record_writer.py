@@ -290,7 +290,7 @@ def _manifest(source: Source, options: BuildOptions, sweeps: int, mark: str, par
         image_size=list(options.image_size) if options.image_size else None,
         min_depth=source.min_depth,
         max_depth=source.max_depth,
-        focal_px=focal,
+        focal_by_width=focal,
         scenes=source.scenes,
         options={**source.options, "jpeg_quality": options.jpeg_quality},
         skipped=skipped,

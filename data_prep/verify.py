@@ -56,7 +56,7 @@ def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
     if len(ids) != found.num_samples:
         raise DataError(f"{folder}: {len(ids)} samples, the manifest says {found.num_samples}; convert again")
     focal = statistics.pop("focal")
-    if statistics != found.statistics or not np.allclose(focal, found.focal_px):
+    if statistics != found.statistics or not np.allclose(focal, found.focal_by_width):
         raise DataError(f"{folder}: the manifest's statistics are not those of the records; convert again")
     if not scenes <= set(found.scenes):
         raise DataError(f"{folder}: scenes {sorted(scenes - set(found.scenes))} are not in the manifest; convert again")

@@ -74,7 +74,7 @@ def write_folder(folder: Path, samples, **changes) -> Path:
         num_samples=len(samples),
         shards=[{"name": name, "num_records": len(samples), "num_bytes": (folder / name).stat().st_size, "sha256": ""}],
         cameras=list(samples[0].camera_names), point_rule="round", sweeps=0, image_size=None, min_depth=0.1,
-        max_depth=80.0, focal_px=[0.5, 0.5], scenes=["scene"], options={}, skipped=[], statistics={},
+        max_depth=80.0, focal_by_width=[0.5, 0.5], scenes=["scene"], options={}, skipped=[], statistics={},
         fingerprint=f"print of {folder.name}",
     )  # fmt: skip
     manifest = dataclasses.replace(manifest, **changes)

@@ -9,7 +9,7 @@ import pytest
 from data_prep import boxes, nuscenes
 from data_prep.lidar_depth import pixel_of
 from data_prep.manifest import read_manifest
-from data_prep.plan import BuildOptions, build_sample
+from data_prep.plan import BuildOptions, build_sample, take
 from fsmde_jax import geometry
 from fsmde_jax.data import schema, tfrecord
 from fsmde_jax.errors import ConfigError, DataError
@@ -96,7 +96,7 @@ def test_command_line_writes_a_whole_folder(root, tmp_path, capsys):
     assert (found.dataset, found.split, found.num_samples, found.cameras) == ("nuscenes", "mini_train", 3, RING)
     assert not found.complete_split and found.point_rule == "round" and found.scenes == ["scene-0061"]
     assert (found.min_depth, found.max_depth, found.image_size) == (0.1, 80.0, [32, 64])
-    np.testing.assert_allclose(found.focal_px, [0.506, 0.79], atol=1e-5)
+    np.testing.assert_allclose(found.focal_by_width, [0.506, 0.79], atol=1e-5)
     sample = samples[1]
     scale_y, scale_x = 32 / 45, 64 / 80
     k = boxes.intrinsics(0.79, rendered.SMALL)
@@ -143,7 +143,7 @@ def test_sweeps_fill_only_the_extra_points(root, tmp_path):
 
 def test_rig_of_three_and_limit(tmp_path):
     root = rendered.nuscenes(tmp_path / "d", frames=(2, 0), cameras=rendered.RIG_OF_3)
-    source = nuscenes.open_split(root, "v1.0-mini", "mini_train", limit=1)
+    source = take(nuscenes.open_split(root, "v1.0-mini", "mini_train"), slice(1))
     assert source.cameras == ["CAM_FRONT", "CAM_BACK_LEFT", "CAM_BACK_RIGHT"] and len(source.sample_ids) == 1
     assert build_sample(source.describe(0), BuildOptions()).num_cameras == 3
 

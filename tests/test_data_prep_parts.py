@@ -1,5 +1,6 @@
 """Parts of data_prep: point rules, point cloud files, images and masks, statistics, leakage, flags."""
 
+import argparse
 import io
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from data_prep import boxes, cli, images, leakage, lidar_depth, manifest, pointfiles
+from data_prep.plan import Source, take
 from fsmde_jax.errors import ConfigError, DataError
 from tests import rendered
 
@@ -244,3 +246,24 @@ def test_boxes_cast_in_closed_form():
     assert which[:3].tolist() == [0, 0, -1] and axis[:3].tolist() == [0, 0, 2]
     t, which, axis = boxes.cast(street, np.array([11.0, 0, 8]), np.array([[0.0, 0, -1]]))
     assert (t[0], which[0], axis[0]) == (5, 0, 2)
+
+
+def test_samples_and_limit_choose_in_order_and_are_never_complete():
+    source = Source(
+        dataset="x", version="1", split="val", sample_ids=[f"s{i}" for i in range(7)], sample_scenes=list("aabbbcc"),
+        cameras=["C"], point_rule="round", min_depth=0.1, max_depth=80.0, complete=True, options={},
+        describe=lambda i: i,
+    )  # fmt: skip
+    assert source.scenes == ["a", "b", "c"]
+    every_other = take(take(source, cli.parse_slice("1::2")), slice(2))
+    assert (every_other.sample_ids, every_other.scenes, every_other.complete) == (["s1", "s3"], ["a", "b"], False)
+    assert [every_other.describe(i) for i in range(2)] == [1, 3]
+    assert take(source, slice(None)).complete
+    with pytest.raises(ConfigError, match="none of the 7 samples"):
+        take(source, slice(9, 12))
+
+
+@pytest.mark.parametrize("text", ["3", "a:b", "::0", "1:2:3:4", "::-1"])
+def test_samples_that_are_no_slice_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="START:STOP"):
+        cli.parse_slice(text)

@@ -142,7 +142,7 @@ class Records:
         first, several = self.manifests[0], self.manifests
         if len(several) == 1:
             return first
-        focal = [f for m in several for f in m.focal_px]
+        focal = [f for m in several for f in m.focal_by_width]
         return dataclasses.replace(
             first,
             dataset="+".join(dict.fromkeys(m.dataset for m in several)),
@@ -153,7 +153,7 @@ class Records:
             cameras=list(self.cameras),
             min_depth=min(m.min_depth for m in several),
             max_depth=max(m.max_depth for m in several),
-            focal_px=[min(focal), max(focal)] if focal else [],
+            focal_by_width=[min(focal), max(focal)] if focal else [],
             scenes=[s for m in several for s in m.scenes],
             skipped=[s for m in several for s in m.skipped],
             fingerprint=self.fingerprint,
