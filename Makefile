@@ -23,8 +23,21 @@ $(STAMP): requirements.txt requirements-devkit.txt pyproject.toml
 	$(RUN) -m pip install --quiet -e ".[dev]"
 	touch $(STAMP)
 
+# On the real keyframe where FSMDE_REAL_DATA names a folder with one, otherwise on rendered boxes with held-out scenes.
 demo: setup
-	$(RUN) -m fsmde_jax.demo
+	@if [ -d "$$FSMDE_REAL_DATA/nuscenes_keyframe" ]; then \
+	  kind=keyframe; dataroot="$$FSMDE_REAL_DATA/nuscenes_keyframe"; splits=mini_train; held_out=mini_train; \
+	else \
+	  kind=boxes; dataroot=demo/boxes; splits="mini_train mini_val"; held_out=mini_val; \
+	  $(RUN) -m data_prep.boxes --out "$$dataroot" || exit 1; \
+	fi; \
+	for split in $$splits; do \
+	  $(RUN) -m data_prep.nuscenes --dataroot "$$dataroot" --version v1.0-mini --split $$split \
+	    --out records/demo_$${kind}_$$split || exit 1; \
+	done; \
+	$(RUN) -m fsmde_jax.main --config configs/demo.py --workdir runs/demo_$$kind \
+	  --config.data.train_records=records/demo_$${kind}_mini_train \
+	  --config.data.eval_records=records/demo_$${kind}_$$held_out
 
 lint: setup
 	$(RUN) -m ruff check .

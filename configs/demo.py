@@ -1,6 +1,6 @@
-"""`make demo`: a small student at reduced resolution, minutes on two CPU cores.
+"""`make demo`: a small student at reduced resolution, minutes on two CPU cores, no augmentation.
 
-Trains and evaluates on the same few frames: it shows the whole path, not generalisation.
+On the real keyframe it trains and evaluates on the same six images: it shows the whole path, not generalisation.
 """
 
 import ml_collections
@@ -11,8 +11,8 @@ from configs import nuscenes
 def get_config() -> ml_collections.ConfigDict:
     c = nuscenes.get_config()
     c.name = "demo"
-    c.data.train_records = "records/demo"
-    c.data.eval_records = "records/demo"
+    c.data.train_records = "records/demo_keyframe_mini_train"  # make demo sets both
+    c.data.eval_records = "records/demo_keyframe_mini_train"
     c.data.prepare_train = c.data.prepare_eval = "make demo"
     c.data.image_size = (192, 320)
     c.data.batch_size = 1

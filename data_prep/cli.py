@@ -37,7 +37,8 @@ def parse_slice(text: str) -> slice:
         numbers = [int(part) if part else None for part in parts]
     except ValueError:
         numbers = []
-    if len(numbers) not in (2, 3) or (numbers[2:] != [None] and min(numbers[2:] or [1]) < 1):
+    step = numbers[2] if len(numbers) == 3 else None
+    if len(numbers) not in (2, 3) or (step is not None and step < 1):
         raise argparse.ArgumentTypeError(f"expected START:STOP or START:STOP:STEP, e.g. ::2 or 10:20; got {text!r}")
     return slice(*numbers)
 

@@ -31,11 +31,11 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
         raise TrainingError(f"{folder}: cannot write here ({error}); choose another --workdir") from error
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted keys at which two nested dicts differ, with both values."""
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """One line per dotted key at which two nested dicts differ, with both values; lists and tuples are the same."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
     as_list = [list(v) if isinstance(v, (tuple, list)) else v for v in (old, new)]
     return [] if as_list[0] == as_list[1] else [f"{path}: checkpoint has {old!r}, config has {new!r}"]
 
@@ -49,9 +49,9 @@ def _select(config: dict[str, Any], key: str) -> Any:
 
 def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> None:
     """Raises `ConfigError` showing every difference that forbids using checkpoint `where` with `config`."""
-    differences = [d for key in _FIXED_KEYS for d in _differences(_select(saved, key), _select(config, key), key)]
-    if differences:
-        lines = "\n  ".join(differences)
+    found = [d for key in _FIXED_KEYS for d in differences(_select(saved, key), _select(config, key), key)]
+    if found:
+        lines = "\n  ".join(found)
         raise ConfigError(
             f"{where} was made with another config:\n  {lines}\n"
             "Undo the change, or choose a new --workdir (with --init_from to start from these parameters)."

@@ -47,7 +47,7 @@ def init_state(
         params = variables["params"]
         return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 
-    return jax.jit(build, out_shardings=sharding.replicated(mesh))(jax.random.key(seed))
+    return jax.jit(build, out_shardings=sharding.replicated(mesh))(jax.random.key(seed, impl="rbg"))
 
 
 def _apply(student: nn.Module, params: Any, batch_stats: Any, batch: Batch, train: bool) -> Any:

@@ -86,8 +86,11 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
     if init_from:
         folder = Path(init_from)
         which = "best" if (folder / checkpoint.BEST).is_dir() else "latest"
-        tree, _, step = checkpoint.read_parameters(folder, which)
+        tree, meta, step = checkpoint.read_parameters(folder, which)
         print(f"starting from {init_from} ({which} checkpoint, step {step})")
+        changed = checkpoint.differences(meta["identity"]["config"]["model"], config.model.to_dict(), "model")
+        if changed:
+            print("note: the same parameters will mean something else, because\n  " + "\n  ".join(changed))
         fitted = checkpoint.fit_parameters({"params": state.params, "batch_stats": state.batch_stats}, tree, init_from)
         return dataclasses.replace(state, params=fitted["params"], batch_stats=fitted["batch_stats"])
     pretrained = build.encoder_weights(config)

@@ -29,9 +29,6 @@ _AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
 COUNTERS = r"(.*\.)?num_batches_tracked"  # BatchNorm's step counter: nothing here uses it
 
 
-# --- reading ---------------------------------------------------------------------------------------------------
-
-
 def load_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """All tensors of a .safetensors or PyTorch (.pth, .pt, .bin) file; floating-point ones become float32.
 
@@ -99,9 +96,6 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     }
 
 
-# --- converting ------------------------------------------------------------------------------------------------
-
-
 def template_of(module: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Variables of a linen `module` as nested dicts of shapes; nothing is computed. Arguments are those of its call."""
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
@@ -154,9 +148,6 @@ def assemble(
         listing = "\n  ".join(sorted(problems))
         raise DataError(f"{source}: {len(problems)} tensors do not fit:\n  {listing}")
     return flax.traverse_util.unflatten_dict(filled)
-
-
-# --- encoders --------------------------------------------------------------------------------------------------
 
 
 def torchvision_resnet_name(path: Path) -> str:

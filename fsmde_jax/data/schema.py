@@ -297,7 +297,9 @@ class Manifest:
     image_size: list[int] | None  # [height, width] of the stored images; None = native
     min_depth: float  # evaluation range of the dataset, metres
     max_depth: float
-    focal_by_width: list[float]  # smallest and largest fx over all cameras, in native pixels / native width (a fraction)
+    focal_by_width: list[
+        float
+    ]  # smallest and largest fx over all cameras, in native pixels / native width (a fraction)
     scenes: list[str]
     options: dict[str, Any]  # the other flags that shape the records
     skipped: list[dict[str, str]]  # {"sample_id", "reason"} of --on_error skip

@@ -1,0 +1,109 @@
+"""Runs every command of the README, in its order, on tiny rendered data: a README that has rotted fails here."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import ddad
+from tests import rendered
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = (120, 160)
+
+# What stands for a user's data in the README, and what it is here.
+SUBSTITUTES = {
+    "/data/nuscenes": "nuscenes",
+    "v1.0-trainval": "v1.0-mini",
+    "/data/ddad_train_val/ddad.json": "ddad/ddad.json",
+    "/data/ddad_masks": "ddad/masks",
+}
+PREPARE = ["--image_size", "64x96", "--workers", "1"]
+TINY = [
+    "--config.data.image_size=(32,64)", "--config.data.batch_size=1", "--config.model.decoder_channels=(4,4,8,8,8)",
+    "--config.model.num_bins=8", "--config.model.focal_range=(50.0,2000.0)", "--config.train.steps=2",
+    "--config.train.log_every=1", "--config.train.eval_every=1", "--config.train.picture_every=2",
+    "--config.eval.num_pictures=1",
+]  # fmt: skip
+
+
+def commands():
+    """Lines of the README's shell blocks, comments cut off, continued lines joined."""
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def test_make_targets_and_files_exist():
+    for words in commands():
+        if words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        elif words[:2] == ["pip", "install"]:
+            for flag, name in zip(words, words[1:], strict=False):
+                assert flag != "-r" or (ROOT / name).is_file(), name
+        elif words[0] == "export":
+            assert "=" in words[1]
+        else:
+            assert words[:2] == ["python", "-m"], f"no test knows how to run: {shlex.join(words)}"
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the project's top level linked in, and a user's data beside it."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("configs", "data_prep", "fsmde_jax"):
+        (folder / name).symlink_to(ROOT / name)
+    rendered.nuscenes(folder / "nuscenes", frames=(2, 2), size=SMALL, cameras=rendered.RIG_OF_3)
+    source = rendered.dgp(folder / "ddad", size=SMALL)
+    plans = [ddad.open_split(source, "train", sweeps=0).describe(i) for i in range(2)]
+    paths = rendered.folder_of(plans, folder / "exported")
+    for name in ("rig.yaml", "images", "lidar"):
+        (folder / name).symlink_to(paths["rig_path"].parent / name)
+    return folder
+
+
+def adapted(words):
+    words = [SUBSTITUTES.get(word, word) for word in words[1:]]
+    module = words[1]
+    if module == "data_prep.nuscenes":
+        at = words.index("--split") + 1
+        words[at] = f"mini_{words[at]}"
+    if module in ("data_prep.nuscenes", "data_prep.ddad", "data_prep.folder"):
+        words += PREPARE
+    if module == "fsmde_jax.main":
+        words += TINY
+    return [sys.executable, *words]
+
+
+def test_commands_run_as_written(place, tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("xla"))
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+    environment.pop("FSMDE_REAL_DATA", None)
+    ran = []
+    for words in commands():
+        if words[0] != "python" or any("FSMDE_REAL_DATA" in word for word in words):
+            continue  # the runs on real frames have tests and figures of their own
+        command = adapted(words)
+        result = subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}"
+        ran.append(words[2])
+    assert {"data_prep.nuscenes", "data_prep.ddad", "data_prep.folder", "data_prep.verify", "fsmde_jax.main"} <= set(
+        ran
+    )
+    assert (place / "lidar_over_images.png").stat().st_size > 10_000
+    assert (place / "runs/nuscenes/evaluation/surround.md").is_file()
+    assert (place / "runs/my_rig/evaluation/surround.md").is_file()
