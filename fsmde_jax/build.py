@@ -15,6 +15,37 @@ from fsmde_jax.models import depth_bins, registry
 WIDTH_OF_FOCALS = 640.0  # model.focal_* are given in pixels at this network width
 
 
+_LENGTHS = {"data.image_size": 2, "augment.scale": 2, "model.focal_range": 2, "model.decoder_channels": 5}
+_POSITIVE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.batch_size")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what no constructor checks, before any work.
+
+    Raises:
+      ConfigError: naming the key and what was expected.
+    """
+    flat = _flat(config.to_dict())
+    for key, length in _LENGTHS.items():
+        if len(flat[key]) != length:
+            raise ConfigError(
+                f"{key} = {tuple(flat[key])}: expected {length} numbers (a tuple flag that is given twice is joined)"
+            )
+    for key in _POSITIVE:
+        if flat[key] < 1:
+            raise ConfigError(f"{key} = {flat[key]}: expected at least 1")
+    if flat["eval.checkpoint"] not in ("best", "latest"):
+        raise ConfigError(f"eval.checkpoint = {flat['eval.checkpoint']!r}: expected best or latest")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return items
+
+
 def focal_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
     """Smallest and largest fx at network width 640 that training can meet: the rigs' range times the zoom's."""
     low, high = config.model.focal_range

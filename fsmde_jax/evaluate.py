@@ -215,6 +215,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     Raises:
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
     """
+    build.check(config)
     options = options_from(config, num_pictures=config.eval.num_pictures)
     records = build.open_split(config, "eval")
     tree, meta, step = checkpoint.read_parameters(Path(workdir), config.eval.checkpoint)

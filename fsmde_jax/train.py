@@ -31,6 +31,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     Raises:
       FsmdeError: records are missing, the config does not fit a checkpoint, or the loss is not finite.
     """
+    build.check(config)
     pipeline.check_batch_size(config.data.batch_size, jax.device_count())
     records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
     mesh = sharding.make_mesh()

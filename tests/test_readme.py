@@ -1,5 +1,6 @@
 """Runs every command of the README, in its order, on tiny rendered data: a README that has rotted fails here."""
 
+import itertools
 import os
 import re
 import shlex
@@ -46,7 +47,7 @@ def test_make_targets_and_files_exist():
         if words[0] == "make":
             subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
         elif words[:2] == ["pip", "install"]:
-            for flag, name in zip(words, words[1:], strict=False):
+            for flag, name in itertools.pairwise(words):
                 assert flag != "-r" or (ROOT / name).is_file(), name
         elif words[0] == "export":
             assert "=" in words[1]
