@@ -2,26 +2,33 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+READY := $(VENV)/.installed
+READY_DEV := $(VENV)/.installed-dev
 
-.PHONY: help setup demo test test-all lint types clean
+.PHONY: help setup setup-dev demo test test-all lint types clean
 
 help:
 	@echo "make demo      create .venv, install, convert data, train a student and evaluate it (CPU, minutes)"
 	@echo "make test      lint, type check and the fast tests"
 	@echo "make test-all  the same with the slow tests"
-	@echo "make setup     only create .venv and install"
+	@echo "make setup     only create .venv and install; make setup-dev adds what the tests compare against"
 
-setup: $(STAMP)
+setup: $(READY)
 
-$(STAMP): requirements.txt requirements-devkit.txt pyproject.toml
+setup-dev: $(READY_DEV)
+
+$(READY): requirements.txt requirements-devkit.txt pyproject.toml
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else 'Python 3.11 or 3.12 is needed, this is %d.%d; choose one: make setup PYTHON=python3.11' % v)"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt
 	$(RUN) -m pip install --quiet --no-deps -r requirements-devkit.txt
+	$(RUN) -m pip install --quiet -e .
+	touch $(READY)
+
+$(READY_DEV): $(READY)
 	$(RUN) -m pip install --quiet -e ".[dev]"
-	touch $(STAMP)
+	touch $(READY_DEV)
 
 # On the real keyframe where FSMDE_REAL_DATA names a folder with one, otherwise on rendered boxes with held-out scenes.
 demo: setup
@@ -39,11 +46,11 @@ demo: setup
 	  --config.data.train_records=records/demo_$${kind}_mini_train \
 	  --config.data.eval_records=records/demo_$${kind}_$$held_out
 
-lint: setup
+lint: setup-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-types: setup
+types: setup-dev
 	$(RUN) -m mypy
 
 test: lint types

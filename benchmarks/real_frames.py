@@ -41,9 +41,9 @@ def train(config: str, records: tuple[Path, Path], workdir: Path, overrides: lis
     """Trains and evaluates; returns the result's numbers."""
     paths = [f"--config.data.train_records={records[0]}", f"--config.data.eval_records={records[1]}"]
     flags = [*overrides, "--config.eval.checkpoint=latest"]
-    flags = list({flag.split("=")[0]: flag for flag in flags}.values())  # the last one of a key counts
     seconds = run("fsmde_jax.main", "--config", config, "--workdir", str(workdir), *paths, *flags)
-    result = json.loads((workdir / "evaluation" / "surround.json").read_text(encoding="utf-8"))
+    (path,) = (workdir / "evaluation").glob("*_surround.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
     return {"seconds": seconds, "metric": result["table"]["metric"]["all"], "cameras": result["table"]["metric"]}
 
 

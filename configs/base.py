@@ -35,7 +35,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict()
     c.model.encoder = "resnet18"  # resnet18|34|50, efficientnet_lite0|1|2
-    c.model.encoder_weights = ""  # .safetensors or .pth with ImageNet weights; "" = random initialisation
     c.model.decoder_channels = (16, 32, 64, 128, 256)  # at strides 2, 4, 8, 16, 32
     c.model.bins = "log"  # log|linear (adaptive widths), uniform|sid (fixed), attractor; docs/method.md
     c.model.probabilities = "softmax"  # softmax|log_binomial
@@ -43,10 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.min_depth = 0.1  # metres: every camera must be able to reach [min_depth, max_depth]
     c.model.max_depth = 80.0
     c.model.focal_canonical = 500.0  # f_0, pixels at network width 640
-    c.model.focal_range = (
-        300.0,
-        600.0,
-    )  # smallest and largest fx over the rigs, pixels at network width 640, before augmentation
+    # Smallest and largest fx that the bins must serve, zoom included, pixels at network width 640.
+    c.model.focal_range = (300.0, 700.0)
     c.model.cross_view_blocks = 0  # attention blocks over adjacent views at stride 32; 0 = off
     c.model.dtype = "float32"  # compute dtype: float32|bfloat16; parameters, head and losses stay float32
 
@@ -63,6 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.clip_norm = 1.0  # global gradient norm; 0 = no clipping
 
     c.train = ml_collections.ConfigDict()
+    c.train.encoder_weights = ""  # .safetensors or .pth with ImageNet weights; "" = random initialisation
     c.train.steps = 50_000
     c.train.log_every = 50  # steps
     c.train.picture_every = 1000  # steps between depth pictures in TensorBoard; 0 = none
@@ -70,7 +68,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.eval_samples = 200  # samples of an evaluation during training; 0 = all
     c.train.checkpoint_every = 1000  # steps
     c.train.keep_checkpoints = 2  # newest; the best is kept besides
-    c.train.init_from = ""  # checkpoint folder (a run's workdir) whose parameters start a fine-tuning
 
     c.eval = ml_collections.ConfigDict()
     c.eval.protocol = "surround"  # surround (P1) | vfdepth (P2); docs/protocol.md

@@ -23,6 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.batch_size = 8
     c.model.max_depth = 200.0
     c.eval.max_depth = 200.0
-    # fx about 1,060 px (sides) to 2,182 px (front) of 1,936: 350 to 721 at width 640.
-    c.model.focal_range = (335.0, 750.0)
+    # fx about 1,060 px (sides) to 2,182 px (front) of 1,936: 350 to 721 at width 640, to 830 with zoom 1.15.
+    c.model.focal_range = (335.0, 850.0)
     return c

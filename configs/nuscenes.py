@@ -20,6 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.prepare_train = prepare.format("train")
     c.data.prepare_eval = prepare.format("val")
     c.data.batch_size = 8
-    # fx 809 px (CAM_BACK) to about 1,270 px (the others) of 1,600: 324 to 508 at width 640.
-    c.model.focal_range = (310.0, 520.0)
+    # fx 809 px (CAM_BACK) to about 1,270 px (the others) of 1,600: 324 to 508 at width 640, to 585 with zoom 1.15.
+    c.model.focal_range = (310.0, 600.0)
     return c

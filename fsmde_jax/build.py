@@ -1,12 +1,13 @@
 """From a config to the objects of a job. The only place where config keys meet constructors."""
 
-import warnings
+import sys
 from typing import Any
 
 import ml_collections
+import numpy as np
 from flax import linen as nn
 
-from fsmde_jax import geometry, weights
+from fsmde_jax import weights
 from fsmde_jax.data.pipeline import AugmentOptions
 from fsmde_jax.data.records import Records, open_records
 from fsmde_jax.errors import ConfigError, DataError
@@ -28,9 +29,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     flat = _flat(config.to_dict())
     for key, length in _LENGTHS.items():
         if len(flat[key]) != length:
-            raise ConfigError(
-                f"{key} = {tuple(flat[key])}: expected {length} numbers (a tuple flag that is given twice is joined)"
-            )
+            raise ConfigError(f"{key} = {tuple(flat[key])}: expected {length} numbers")
     for key in _POSITIVE:
         if flat[key] < 1:
             raise ConfigError(f"{key} = {flat[key]}: expected at least 1")
@@ -46,20 +45,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def focal_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
-    """Smallest and largest fx at network width 640 that training can meet: the rigs' range times the zoom's."""
-    low, high = config.model.focal_range
-    zoom_low, zoom_high = config.augment.scale
-    return low * zoom_low, high * zoom_high
-
-
 def build_student(config: ml_collections.ConfigDict) -> nn.Module:
     """The student that `config.model` describes."""
     m = config.model
     return registry.build_student(
         encoder=m.encoder, decoder_channels=tuple(m.decoder_channels), bins=m.bins, probabilities=m.probabilities,
         num_bins=m.num_bins, min_depth=m.min_depth, max_depth=m.max_depth, focal_canonical=m.focal_canonical,
-        focal_range=focal_range(config), cross_view_blocks=m.cross_view_blocks, dtype=m.dtype,
+        focal_range=tuple(m.focal_range), cross_view_blocks=m.cross_view_blocks, dtype=m.dtype,
     )  # fmt: skip
 
 
@@ -77,10 +69,10 @@ def augment_options(config: ml_collections.ConfigDict) -> AugmentOptions:
 
 
 def encoder_weights(config: ml_collections.ConfigDict) -> tuple[Any, Any] | None:
-    """Pretrained (params, batch_stats) of the encoder, or None where `model.encoder_weights` is empty."""
-    if not config.model.encoder_weights:
+    """Pretrained (params, batch_stats) of the encoder, or None where `train.encoder_weights` is empty."""
+    if not config.train.encoder_weights:
         return None
-    return weights.load_encoder(config.model.encoder_weights, config.model.encoder)
+    return weights.load_encoder(config.train.encoder_weights, config.model.encoder)
 
 
 def open_split(config: ml_collections.ConfigDict, role: str) -> Records:
@@ -100,17 +92,23 @@ def open_split(config: ml_collections.ConfigDict, role: str) -> Records:
     except DataError as error:
         hint = f"\nTo make these records, run:\n  {command}" if command else ""
         raise DataError(f"{error}\n(config key data.{role}_records){hint}") from error
-    _warn_of_focals(config, records, folder)
+    _note_focals(config, records, folder, zoomed=role == "train")
     return records
 
 
-def _warn_of_focals(config: ml_collections.ConfigDict, records: Records, folder: str) -> None:
+def _note_focals(config: ml_collections.ConfigDict, records: Records, folder: str, zoomed: bool) -> None:
+    """Prints a line for every camera, and for the extremes over all samples, that the bins cannot wholly serve."""
     sample, width = records[0], int(WIDTH_OF_FOCALS)
     scale = width / sample.image_size[:, 1]
-    texts = depth_bins.check_focals(
-        geometry.resize_intrinsics(sample.intrinsics, scale, scale), width, sample.camera_names,
-        min_depth=config.model.min_depth, max_depth=config.model.max_depth,
-        focal_canonical=config.model.focal_canonical, focal_range=focal_range(config),
-    )  # fmt: skip
-    for text in texts:
-        warnings.warn(f"{folder}: {text}", stacklevel=3)
+    focals = dict(zip(sample.camera_names, sample.intrinsics[:, 0, 0] * scale, strict=True))
+    for name, fraction in zip(("smallest", "largest"), records.manifest.focal_by_width, strict=False):
+        focals[f"with the {name} fx of all samples"] = np.float32(fraction * width)
+    zooms = sorted(set(config.augment.scale)) if zoomed else [1.0]
+    names = [f"{name} (zoom {zoom:g})" if zoom != 1 else name for zoom in zooms for name in focals]
+    intrinsics = np.tile(np.eye(3), (len(names), 1, 1))
+    intrinsics[:, 0, 0] = [zoom * focal for zoom in zooms for focal in focals.values()]
+    for text in depth_bins.check_focals(
+        intrinsics, width, names, min_depth=config.model.min_depth, max_depth=config.model.max_depth,
+        focal_canonical=config.model.focal_canonical, focal_range=tuple(config.model.focal_range),
+    ):  # fmt: skip
+        print(f"warning: {folder}: {text}", file=sys.stderr)

@@ -5,12 +5,15 @@
 taken for a whole one.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from fsmde_jax.errors import ConfigError, TrainingError
@@ -58,8 +61,37 @@ def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> N
         )
 
 
+@contextlib.contextmanager
+def _writing(what: Path) -> Iterator[None]:
+    """Turns the many kinds of errors of a failed write (tensorstore raises ValueError) into one message."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise TrainingError(
+            f"{what}: cannot write a checkpoint ({reason}); earlier ones are as they were. Free space, or give the"
+            " folder write permission, and run the same command again: it resumes."
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading(what: Path) -> Iterator[None]:
+    """Turns the errors of a damaged checkpoint into one message; our own errors pass."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise TrainingError(
+            f"{what}: damaged checkpoint ({reason}); delete this folder, then the one before it is used"
+        ) from error
+
+
 class Checkpoints:
-    """The checkpoints of one run; use as a context manager, so that writing ends before the process does."""
+    """The checkpoints of one run; use as a context manager, so that writing ends before the process does.
+
+    A step holds `model` (parameters and batch statistics), `training` (step and optimiser), `data` (iterator) and
+    `meta` (JSON).
+    """
 
     def __init__(self, workdir: Path, keep: int):
         self.workdir = workdir
@@ -70,82 +102,104 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._latest.latest_step()
 
+    @property
+    def best_steps(self) -> list[int]:
+        return sorted(self._best.all_steps())
+
     def save(self, state: TrainState, iterator: Any, meta: dict[str, Any]) -> None:
         """Starts writing one step; `meta` is JSON (identity, best value so far).
 
         Raises:
-          TrainingError: the disk is full or not writable; earlier checkpoints stay as they are.
+          TrainingError: this or an earlier write failed; complete checkpoints stay as they are.
         """
         step = int(state.step)
         if step in self._latest.all_steps():
             return
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(_model(state)),
+            training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
             data=grain.checkpoint.CheckpointSave(iterator),
             meta=ocp.args.JsonSave(meta),
         )
-        try:
+        with _writing(self.workdir / CHECKPOINTS):
             self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
-            self._latest.save(step, args=arguments)
-        except OSError as error:
-            raise TrainingError(
-                f"{self.workdir}: cannot write checkpoint {step} ({error}); free space and start again"
-            ) from error
+            self._latest.save(step, args=items)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest (state, meta), on the devices of `state`, which serves as the template."""
+    def restore(self, state: TrainState, iterator: Any) -> tuple[TrainState, Any]:
+        """The newest (state, iterator), on the devices of `state`, which serves as the template.
+
+        Raises:
+          TrainingError: the checkpoint is damaged, or the iterator belongs to another layout of the data.
+        """
         step = self._latest.latest_step()
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        restored = self._latest.restore(step, args=arguments)
-        return restored["state"], self.latest_meta()
-
-    def restore_iterator(self, iterator: Any) -> Any:
-        """The data iterator where the newest checkpoint left it."""
-        arguments = ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(iterator))
-        return self._latest.restore(self._latest.latest_step(), args=arguments)["data"]
+        training = {"step": state.step, "opt_state": state.opt_state}
+        shapes = [jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for tree in (_model(state), training)]
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(shapes[0]),
+            training=ocp.args.StandardRestore(shapes[1]),
+            data=grain.checkpoint.CheckpointRestore(iterator),
+        )
+        with _reading(self.workdir / CHECKPOINTS / str(step)):
+            got = self._latest.restore(step, args=items)
+        restored = TrainState(params=got["model"]["params"], batch_stats=got["model"]["batch_stats"], **got["training"])
+        return restored, got["data"]
 
     def latest_meta(self) -> dict[str, Any]:
         """The JSON that was saved with the newest checkpoint."""
-        arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._latest.restore(self._latest.latest_step(), args=arguments)["meta"]
+        step = self._latest.latest_step()
+        with _reading(self.workdir / CHECKPOINTS / str(step)):
+            return self._latest.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Replaces the best checkpoint; the old one is deleted after the new one is whole."""
-        step = int(state.step)
-        if step in self._best.all_steps():
-            return
-        inference = {"params": state.params, "batch_stats": state.batch_stats}
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(inference), meta=ocp.args.JsonSave(meta))
-        self._best.wait_until_finished()
-        self._best.save(step, args=arguments)
+        """Replaces the best checkpoint; the old one is deleted after the new one is whole. Steps must grow."""
+        items = ocp.args.Composite(model=ocp.args.StandardSave(_model(state)), meta=ocp.args.JsonSave(meta))
+        with _writing(self.workdir / BEST):
+            self._best.wait_until_finished()
+            if not self._best.save(int(state.step), args=items):
+                raise ValueError(f"step {int(state.step)} is not after {self.best_steps}")
+
+    def forget_best_after(self, step: int) -> None:
+        """Deletes best checkpoints of steps that a resumed run has yet to reach: another trajectory wrote them."""
+        for old in self.best_steps:
+            if old > step:
+                self._best.delete(old)
 
     def wait(self) -> None:
-        """Returns when everything that was begun is written."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        """Returns when everything that was begun is written (`TrainingError` if that failed)."""
+        with _writing(self.workdir):
+            self._latest.wait_until_finished()
+            self._best.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.wait()
-        self._latest.close()
-        self._best.close()
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self.wait()
+        for manager in (self._latest, self._best):
+            try:
+                manager.close()
+            except (OSError, ValueError, RuntimeError):
+                if error is None:  # else the first error is the one to show
+                    raise
+
+
+def _model(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """Parameters of a run for evaluation, prediction or fine-tuning.
+    """Parameters of a run for evaluation, prediction or fine-tuning, whatever devices it was trained on.
 
     Args:
       workdir: a run's folder.
-      which: "best" (falls back to nothing: an error says so) or "latest".
+      which: "best" or "latest".
 
     Returns:
-      ({"params", "batch_stats"} as nested dicts of host arrays, meta, step).
+      ({"params", "batch_stats"} as nested dicts of NumPy arrays, meta, step).
 
     Raises:
-      TrainingError: there is no such checkpoint.
+      TrainingError: there is no such checkpoint, or it is damaged.
     """
     folder = workdir / (BEST if which == "best" else CHECKPOINTS)
     steps = ocp.utils.checkpoint_steps(folder.resolve()) if folder.is_dir() else []
@@ -155,13 +209,16 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
             f"{workdir}: no {which} checkpoint in {folder.name}/; train first (--mode train), choose another --workdir,"
             f" or use --config.eval.checkpoint={other}"
         )
-    with _manager(folder, keep=None) as manager:  # type: ignore[arg-type]
-        step = max(steps)
-        restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-        )
-    tree = restored["state"]
-    return {"params": tree["params"], "batch_stats": tree["batch_stats"]}, restored["meta"], step
+    step = max(steps)
+    place = (folder / str(step)).resolve()
+    with _reading(folder / str(step)), ocp.StandardCheckpointer() as checkpointer:
+        shapes = checkpointer.metadata(place / "model").item_metadata
+        if shapes is None:
+            raise ValueError("its list of arrays cannot be read")
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(shapes.tree))
+        model = checkpointer.restore(place / "model", template)
+        meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
+    return model, meta, step
 
 
 def fit_parameters(template: Any, source: Any, where: str) -> Any:

@@ -1,6 +1,7 @@
 """The evaluation job: records through a predictor, measured by one protocol of docs/protocol.md."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import build, checkpoint, geometry, identity
+from fsmde_jax import build, checkpoint, geometry, identity, metrics, sharding
 from fsmde_jax.data import pipeline, transforms
 from fsmde_jax.data.records import Records
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
-from fsmde_jax.protocols import SurroundProtocol, VfdepthProtocol
+from fsmde_jax.protocols import RANGES, SurroundProtocol, VfdepthProtocol
 from fsmde_jax.results import Results
 from fsmde_jax.state import make_predict
 from fsmde_jax.viz.panorama import panorama
@@ -65,6 +66,26 @@ def options_from(config: ml_collections.ConfigDict, *, limit: int = 0, num_pictu
     )  # fmt: skip
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the `eval` keys before any work.
+
+    Raises:
+      ConfigError: an unknown protocol, an impossible range, or a metric that cannot choose the best checkpoint.
+    """
+    options = options_from(config)
+    parts = ["metric", "median"]
+    if options.protocol == "surround":
+        parts += ["shared_median", "overlap", *(f"range_{low}_{high}" for low, high in RANGES)]
+    known = [f"{part}/{name}" for part in parts for name in metrics.LOWER_IS_BETTER]
+    known += ["consistency/overall"] if options.protocol == "surround" else []
+    name = config.eval.best_metric
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"eval.best_metric = {name!r} cannot be minimised under {options.protocol}; use e.g. {close!r}"
+        )
+
+
 def flip_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """The mirrored rigs of a batch: pixels, labels, masks and calibration; cameras keep their index."""
     width = batch["images"].shape[3]
@@ -102,6 +123,9 @@ def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
         raise DataError(f"{records.folders[0]}: {len(records)} records, but the manifest says {manifest.num_samples}")
     count = min(options.limit, len(records)) if options.limit else len(records)
     name = f"{manifest.dataset} {manifest.source_version} {manifest.split}"
+    standard = (manifest.min_depth, manifest.max_depth)
+    if not np.allclose(standard, (options.min_depth, options.max_depth)):
+        name += f", NOT the dataset's range ({standard[0]:g}-{standard[1]:g} m)"
     complete = manifest.complete_split and count == len(records) and set(manifest.cameras) == set(records.cameras)
     if not complete:
         return f"{name}, subset, n = {count}", count
@@ -129,6 +153,8 @@ def evaluate(
       ConfigError, DataError: see `_check_records`, and damaged records.
       TrainingError: a prediction is not finite; names the sample.
     """
+    if jax.process_count() > 1:
+        raise ConfigError("evaluation runs in one process: start it apart with --mode evaluate")
     title, count = _check_records(records, options)
     rule = records.manifest.point_rule
     protocol = (
@@ -210,19 +236,20 @@ def picture_of(predict_fn: PredictFn, records: Records, index: int, options: Eva
 def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     """Evaluates a run's checkpoint on `data.eval_records`; writes and prints the tables.
 
-    Files: `<workdir>/evaluation/<protocol>.md`, `.json`, `.csv` and `<protocol>_00.png` ...
+    The network is the checkpoint's: `model.*` of the config is replaced by what it was trained with. Files:
+    `<workdir>/evaluation/<dataset>_<split>_<protocol>.md`, `.json`, `.csv` and `..._00.png` ...
 
     Raises:
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
     """
     build.check(config)
-    options = options_from(config, num_pictures=config.eval.num_pictures)
-    records = build.open_split(config, "eval")
+    check(config)
     tree, meta, step = checkpoint.read_parameters(Path(workdir), config.eval.checkpoint)
     where = f"{workdir} ({config.eval.checkpoint} checkpoint, step {step})"
-    saved = meta["identity"]["config"]
-    current = config.to_dict()  # another size, camera set or seed is no obstacle to evaluating
-    checkpoint.check_config({**saved, "data": current["data"], "seed": current["seed"]}, current, where)
+    config = _with_model_of(meta["identity"]["config"], config, where)
+    options = options_from(config, num_pictures=config.eval.num_pictures)
+    records = build.open_split(config, "eval")
+    current = config.to_dict()
     student = build.build_student(config)
     predict = make_predict(student)
     variables = checkpoint.fit_parameters(_template(student, len(records.cameras), options.image_size), tree, where)
@@ -230,15 +257,32 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     made_by |= {"checkpoint": config.eval.checkpoint, "step": step, "trained_as": meta["identity"]}
 
     def predict_fn(batch: dict[str, Any]) -> jax.Array:
-        return predict(variables["params"], variables["batch_stats"], batch)
+        return predict(variables["params"], variables["batch_stats"], sharding.spread(batch))
 
     results = evaluate(predict_fn, records, options, run_identity=made_by)
-    files = results.write(Path(workdir) / "evaluation")
+    manifest = records.manifest
+    stem = f"{manifest.dataset}_{manifest.split}_{options.protocol}" + ("_flip" if options.flip_tta else "")
+    files = results.write(Path(workdir) / "evaluation", stem)
     print(results.to_markdown())
     print("written: " + ", ".join(str(file) for file in files))
     if not all(math.isfinite(value) for value in results.flat().values()):
         raise TrainingError(f"{where}: some metrics are not finite; see {files[0]}")
     return results
+
+
+def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
+    """The config with the checkpoint's own `model.*` (only `model.dtype` stays free); says what it replaced."""
+    wanted = {**saved["model"], "dtype": config.model.dtype}
+    changed = checkpoint.differences(wanted, config.model.to_dict(), "model")
+    if changed:
+        print(f"note: {where} keeps its own network:\n  " + "\n  ".join(changed))
+    trained_at = tuple(saved["data"]["image_size"])
+    if trained_at != tuple(config.data.image_size):
+        print(f"note: {where} was trained at {trained_at}, this evaluation is at {tuple(config.data.image_size)}")
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = ml_collections.ConfigDict(wanted)
+    return config
 
 
 def _template(student: Any, cameras: int, size: tuple[int, int]) -> dict[str, Any]:

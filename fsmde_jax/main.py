@@ -54,9 +54,15 @@ def _parse(argv: list[str]) -> list[str]:
         if path and not Path(path).is_file():
             raise ConfigError(f"{path}: no such config file; there are {_configs()}")
         try:
-            return app.parse_flags_with_usage(argv)
+            return app.parse_flags_with_usage(_last_of_each_key(argv))
         except (AttributeError, KeyError, ValueError, TypeError) as error:
             raise ConfigError(_explain(error, argv)) from error
+
+
+def _last_of_each_key(argv: list[str]) -> list[str]:
+    """Of repeated `--config.<key>=` overrides, the last one counts (ml_collections would join tuples)."""
+    last = {argument.split("=")[0]: i for i, argument in enumerate(argv) if re.match(r"^--?config\.[\w.]+=", argument)}
+    return [argument for i, argument in enumerate(argv) if last.get(argument.split("=")[0], i) == i]
 
 
 def _config_path(argv: list[str]) -> str | None:

@@ -1,5 +1,7 @@
 """The device mesh and where arrays lie on it."""
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -12,6 +14,15 @@ def make_mesh() -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rigs over `data`; the cameras of a rig stay together."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def spread(batch: dict[str, Any]) -> dict[str, Any]:
+    """A NumPy batch over all devices where its size allows it, else unchanged (each device then computes all of it)."""
+    devices = jax.device_count()
+    if devices == 1 or any(len(array) % devices for array in batch.values()):
+        return batch
+    sharding = batch_sharding(make_mesh())
+    return {name: jax.device_put(array, sharding) for name, array in batch.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -63,7 +63,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics); the old state's memory is reused.
 
-    Metrics are scalars: the terms of the loss, `loss`, `grad_norm`, `lr`.
+    Metrics are scalars: the terms of the loss, `loss`, `grad_norm`, `param_norm` (after the update), `lr`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -75,7 +75,8 @@ def make_train_step(
         (loss, (terms, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**terms, "loss": loss, "grad_norm": optax.tree.norm(gradients), "lr": schedule(state.step)}
+        norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
+        metrics = {**terms, "loss": loss, **norms, "lr": schedule(state.step)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return jax.jit(train_step, donate_argnames="state")

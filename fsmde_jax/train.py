@@ -1,6 +1,7 @@
 """The training job: stream rigs, step, log, evaluate, checkpoint; resumes by itself where it was interrupted."""
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
       FsmdeError: records are missing, the config does not fit a checkpoint, or the loss is not finite.
     """
     build.check(config)
+    evaluate.check(config)
     pipeline.check_batch_size(config.data.batch_size, jax.device_count())
     records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
     mesh = sharding.make_mesh()
@@ -60,13 +62,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
             saved = checkpoints.latest_meta()
             where = f"{workdir}/{checkpoint.CHECKPOINTS}/{checkpoints.latest_step}"
             checkpoint.check_config(saved["identity"]["config"], config.to_dict(), where)
-            state, _ = checkpoints.restore(state)
-            iterator = checkpoints.restore_iterator(iterator)
-            meta["best"] = saved["best"]
+            state, iterator = checkpoints.restore(state, iterator)
+            checkpoints.forget_best_after(int(state.step))
+            meta["best"] = _resumed_best(saved["best"], checkpoints, config, eval_records)
             print(f"resuming {workdir} at step {int(state.step)}")
         checkpoint.dump_json(workdir / "config.json", config.to_dict())
         checkpoint.dump_json(workdir / "identity.json", run_identity)
         with Writer(workdir, int(state.step) + 1) as writer:
+            writer.text("config", f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```")
             step_fn = make_train_step(student, optimizer, schedule, build.loss_options(config))
             run = _Run(config, workdir, records, eval_records, make_predict(student), checkpoints, writer, meta)
             run.loop(state, iterator, step_fn)
@@ -97,7 +100,7 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
     pretrained = build.encoder_weights(config)
     if pretrained is None:
         return state
-    where = config.model.encoder_weights
+    where = config.train.encoder_weights
     encoder = {"params": state.params[ENCODER_SCOPE], "batch_stats": state.batch_stats[ENCODER_SCOPE]}
     fitted = checkpoint.fit_parameters(encoder, {"params": pretrained[0], "batch_stats": pretrained[1]}, where)
     return dataclasses.replace(
@@ -105,6 +108,27 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
         params={**state.params, ENCODER_SCOPE: fitted["params"]},
         batch_stats={**state.batch_stats, ENCODER_SCOPE: fitted["batch_stats"]},
     )
+
+
+def _best_of_what(config: ml_collections.ConfigDict, eval_records: Records) -> dict[str, Any]:
+    """What a best value was measured by: values of another kind are not compared with it."""
+    measured = {key: config.eval[key] for key in ("protocol", "min_depth", "max_depth", "flip_tta")}
+    return {
+        "metric": config.eval.best_metric, "records": eval_records.fingerprint, "samples": config.train.eval_samples,
+        "image_size": list(config.data.image_size), **measured,
+    }  # fmt: skip
+
+
+def _resumed_best(
+    saved: dict[str, Any] | None, checkpoints: Checkpoints, config: ml_collections.ConfigDict, eval_records: Records
+) -> dict[str, Any] | None:
+    """The best so far of a resumed run, unless its checkpoint is gone or it was measured in another way."""
+    if saved is None or saved["step"] not in checkpoints.best_steps:
+        return None
+    if saved["measured"] != _best_of_what(config, eval_records):
+        print("note: evaluations are measured in another way than before, so the best checkpoint is chosen anew")
+        return None
+    return saved
 
 
 class _Run:
@@ -138,7 +162,7 @@ class _Run:
             if step % train.log_every == 0 or last:
                 self._log(step, metrics, clock, bar)
             # Nothing is evaluated or saved before its own numbers are known to be finite.
-            if train.eval_every and (step % train.eval_every == 0 or last):
+            if last or (train.eval_every and step % train.eval_every == 0):
                 self._check_finite(*previous)
                 self._evaluate(state, step)
                 clock.restart(step)
@@ -153,10 +177,13 @@ class _Run:
 
     def _log(self, step: int, metrics: Metrics, clock: "_Clock", bar: tqdm) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        rate, eta = clock.lap(step)
-        self.writer.scalars(step, {**{f"train/{k}": v for k, v in values.items()}, "train/rigs_per_second": rate})
+        lap = clock.lap(step)
+        speed = {"train/rigs_per_second": lap[0]} if lap else {}
+        self.writer.scalars(step, {**{f"train/{k}": v for k, v in values.items()}, **speed})
         terms = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        tqdm.write(f"step {step}/{self.config.train.steps}  {terms}  {rate:.2f} rigs/s  ETA {eta}")
+        tqdm.write(
+            f"step {step}/{self.config.train.steps}  {terms}" + (f"  {lap[0]:.2f} rigs/s  ETA {lap[1]}" if lap else "")
+        )
         bar.set_postfix(loss=f"{values['loss']:.4f}")
 
     def _check_finite(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:
@@ -172,30 +199,26 @@ class _Run:
         )
 
     def _evaluate(self, state: TrainState, step: int) -> None:
-        def predict(batch: dict[str, Any]) -> jax.Array:
-            return self.predict(state.params, state.batch_stats, batch)
-
-        results = evaluate.evaluate(
-            predict, self.eval_records, evaluate.options_from(self.config, limit=self.config.train.eval_samples)
-        )
-        flat = results.flat()
+        options = evaluate.options_from(self.config, limit=self.config.train.eval_samples)
+        flat = evaluate.evaluate(self._predict_with(state), self.eval_records, options).flat()
         self.writer.scalars(step, {f"eval/{name}": value for name, value in flat.items()})
         name = self.config.eval.best_metric
-        usable = sorted(n for n in flat if n.rsplit("/", 1)[-1] not in ("a1", "a2", "a3"))  # lowest is best
-        if name not in usable:
-            raise ConfigError(f"eval.best_metric = {name!r}: expected one of {', '.join(usable)}")
+        if name not in flat:  # a range without ground truth, say
+            raise ConfigError(f"eval.best_metric = {name!r}: these records give only {', '.join(sorted(flat))}")
         value, best = flat[name], self.meta["best"]
         tqdm.write(f"step {step}: {name} = {value:.4f}" + (f" (best so far {best['value']:.4f})" if best else ""))
         if np.isfinite(value) and (best is None or value < best["value"]):
-            self.meta["best"] = {"metric": name, "value": value, "step": step}
+            measured = _best_of_what(self.config, self.eval_records)
+            self.meta["best"] = {"value": value, "step": step, "measured": measured}
             self.checkpoints.save_best(state, self.meta)
 
     def _picture(self, state: TrainState, step: int) -> None:
-        def predict(batch: dict[str, Any]) -> jax.Array:
-            return self.predict(state.params, state.batch_stats, batch)
-
-        picture = evaluate.picture_of(predict, self.eval_records, 0, evaluate.options_from(self.config))
+        options = evaluate.options_from(self.config)
+        picture = evaluate.picture_of(self._predict_with(state), self.eval_records, 0, options)
         self.writer.picture(step, "eval/panorama", picture)
+
+    def _predict_with(self, state: TrainState) -> Any:
+        return lambda batch: self.predict(state.params, state.batch_stats, sharding.spread(batch))
 
 
 class _Clock:
@@ -210,11 +233,11 @@ class _Clock:
         passed, self._step, self._time = now - self._time, step, now
         return passed
 
-    def lap(self, step: int) -> tuple[float, str]:
-        """Ends a lap: (rigs per second in it, time left as h:mm:ss)."""
+    def lap(self, step: int) -> tuple[float, str] | None:
+        """Ends a lap: (rigs per second in it, time left as h:mm:ss); None if it holds no step."""
         count = step - self._step
         passed = self.restart(step)
         if count == 0 or passed <= 0:
-            return 0.0, "?"
+            return None
         left = int(passed / count * (self._steps - step))
         return count * self._batch / passed, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -1,6 +1,7 @@
 """Keeps the house in order: imports go downward only, and heavy libraries stay in their rooms."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,15 @@ def test_every_config_only_overrides_declared_keys():
         namespace: dict = {}
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
         assert keys(namespace["get_config"]().to_dict()) == declared, path.name
+
+
+def test_every_declared_key_is_read_somewhere():
+    from configs import base
+
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in FSMDE.values())
+    config = base.get_config().to_dict()
+    for section, entries in config.items():
+        keys = entries if isinstance(entries, dict) and section != "augment" else ()  # AugmentOptions knows its fields
+        for key in keys:
+            by_role = key.startswith(("train_records", "eval_records", "prepare_"))  # read as f"{role}_records"
+            assert by_role or re.search(rf"\.{key}\b", sources), f"{section}.{key} is declared, but nothing reads it"

@@ -1,6 +1,10 @@
 """Checkpoints: exact round trips, what may change on resume, and clear refusals."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import grain
 import jax
@@ -37,8 +41,8 @@ def test_round_trip_of_state_iterator_and_meta(tmp_path):
         following = [int(next(iterator)) for _ in range(5)]
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest_step == 7
-        restored, meta = checkpoints.restore(make_state(0, 0.0))
-        resumed = checkpoints.restore_iterator(make_iterator())
+        restored, resumed = checkpoints.restore(make_state(0, 0.0), make_iterator())
+        meta = checkpoints.latest_meta()
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert meta == META
     assert [int(next(resumed)) for _ in range(5)] == following
@@ -102,3 +106,62 @@ def test_json_is_written_by_rename(tmp_path):
     checkpoint.dump_json(tmp_path / "config.json", {"a": (1, 2)})
     assert json.loads((tmp_path / "config.json").read_text()) == {"a": [1, 2]}
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_best_checkpoints_of_an_abandoned_trajectory_are_forgotten(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save_best(make_state(10, 1.0), META)
+        checkpoints.wait()
+        checkpoints.forget_best_after(6)
+        assert checkpoints.best_steps == []
+        checkpoints.save_best(make_state(7, 2.0), META)
+    tree, _, step = checkpoint.read_parameters(tmp_path, "best")
+    assert step == 7
+    np.testing.assert_array_equal(tree["params"]["encoder"]["w"], np.full((3, 2), 2.0))
+    with pytest.raises(TrainingError, match="not after"), Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save_best(make_state(7, 3.0), META)
+
+
+def test_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(make_state(3, 1.0), make_iterator(), META)
+    for path in (tmp_path / "checkpoints" / "3" / "model").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with (
+        Checkpoints(tmp_path, keep=2) as checkpoints,
+        pytest.raises(TrainingError, match=r"checkpoints/3: damaged.*delete"),
+    ):
+        checkpoints.restore(make_state(0, 0.0), make_iterator())
+    with pytest.raises(TrainingError, match=r"checkpoints/3: damaged.*delete"):
+        checkpoint.read_parameters(tmp_path, "latest")
+
+
+def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoint(tmp_path):
+    """RLIMIT_FSIZE makes the kernel refuse a large file as a full disk does; in a process of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np, jax.numpy as jnp\n"
+        "from fsmde_jax.checkpoint import Checkpoints\n"
+        "from fsmde_jax.errors import exit_with_message\n"
+        "from tests.test_checkpoint import META, make_iterator, make_state\n"
+        "import dataclasses\n"
+        "with exit_with_message(), Checkpoints(Path(sys.argv[1]), keep=3) as checkpoints:\n"
+        "    checkpoints.save(make_state(1, 1.0), make_iterator(), META)\n"
+        "    checkpoints.wait()\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "    noise = jnp.asarray(np.random.default_rng(0).normal(size=200_000))\n"
+        "    big = dataclasses.replace(make_state(2, 2.0), opt_state={'mu': noise})\n"
+        "    checkpoints.save(big, make_iterator(), META)\n"
+        "    checkpoints.wait()\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1, result.stderr[-2000:]
+    assert "cannot write a checkpoint" in result.stderr and "Free space" in result.stderr
+    with Checkpoints(tmp_path / "run", keep=3) as checkpoints:
+        assert checkpoints.latest_step == 1

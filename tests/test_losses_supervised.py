@@ -88,6 +88,13 @@ def test_silog_of_a_perfect_prediction_is_zero_with_zero_gradient():
         assert np.all(np.asarray(gradient) == 0)
 
 
+def test_silog_of_a_broken_prediction_is_not_hidden():
+    target = jnp.full((1, 2, 2, 2), 5.0)
+    pred = jnp.full((1, 2, 2, 2), 4.0).at[0, 1, 0, 0].set(jnp.nan)
+    assert np.isnan(supervised.silog(pred, target, target > 0))
+    assert np.isfinite(supervised.silog(pred, target, (target > 0).at[0, 1, 0, 0].set(False)))
+
+
 def test_silog_pools_the_cameras_of_a_rig():
     """Two cameras, each off by its own constant factor: per view silog with lam = 1 would be 0, per rig it is not."""
     target = np.full((1, 2, 4, 5), 10.0, np.float32)

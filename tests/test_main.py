@@ -39,7 +39,11 @@ def test_help_names_the_flags_and_shows_a_command():
             "python -m data_prep.nuscenes --dataroot <nuScenes folder> --version v1.0-trainval --split train --out",
         ),
         (["--config", "configs/nuscenes.py", "--config.data.batch_size=0"], "data.batch_size"),
-        (["--config", "configs/nuscenes.py", "--config.data.image_size=(64,)"], "data.image_size = (64,): expected 2 numbers"),
+        (["--config", "configs/ddad.py", "--config.data.image_size=(64,)"], "data.image_size = (64,): expected 2"),
+        (
+            ["--config", "configs/ddad.py", "--config.data.image_size=(64,)", "--config.data.image_size=(1,2,3)"],
+            "data.image_size = (1, 2, 3)",
+        ),
         (["--config", "configs/nuscenes.py", "--config.train.steps=0"], "train.steps = 0: expected at least 1"),
     ],
 )  # fmt: skip

@@ -106,5 +106,5 @@ def test_commands_run_as_written(place, tmp_path_factory):
         ran
     )
     assert (place / "lidar_over_images.png").stat().st_size > 10_000
-    assert (place / "runs/nuscenes/evaluation/surround.md").is_file()
-    assert (place / "runs/my_rig/evaluation/surround.md").is_file()
+    assert (place / "runs/nuscenes/evaluation/nuscenes_mini_val_surround.md").is_file()
+    assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()

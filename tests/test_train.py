@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +16,21 @@ import numpy as np
 import pytest
 
 from configs import base
-from fsmde_jax import checkpoint
+from fsmde_jax import checkpoint, weights
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.evaluate import evaluate_run
 from fsmde_jax.train import train
 from tests.sample_factory import make_rig, write_folder
+from tests.test_weights import fake_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+CONFIG_FILE = """
+import json, ml_collections
+def get_config():
+    return ml_collections.ConfigDict(json.loads({overrides!r}))
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,10 +101,11 @@ def test_a_run_learns_and_leaves_everything_behind(whole_run):
     assert meta["identity"]["data"] == identity["data"]
 
 
-def test_the_best_evaluation_is_kept_and_evaluate_restores_it(records, whole_run):
+def test_the_best_evaluation_is_kept_and_evaluate_restores_it(records, whole_run, capsys):
     _, meta, step = checkpoint.read_parameters(whole_run, "best")
     assert meta["best"]["step"] == step
-    results = evaluate_run(make_config(records), whole_run)
+    results = evaluate_run(make_config(records, **{"model.num_bins": 16, "model.bins": "linear"}), whole_run)
+    assert "model.num_bins: checkpoint has 8, config has 16" in capsys.readouterr().out  # the checkpoint's own network
     assert results.flat()["metric/abs_rel"] == pytest.approx(meta["best"]["value"], rel=1e-5)
     tables = [json.loads(p.read_text()) for p in (whole_run / "evaluation").rglob("*.json")]
     assert any(t.get("identity", {}).get("data") for t in tables)
@@ -111,10 +122,7 @@ def test_killed_run_resumes_bit_for_bit(records, whole_run, tmp_path):
     """SIGKILL in the middle, start again: the same losses and parameters as the run that nobody killed."""
     config = tmp_path / "config.py"
     overrides = make_config(records, **{"train.eval_every": 4}).to_json()
-    config.write_text(
-        "import json, ml_collections\n"
-        f"def get_config():\n    return ml_collections.ConfigDict(json.loads({overrides!r}))\n"
-    )
+    config.write_text(CONFIG_FILE.format(overrides=overrides))
     workdir = tmp_path / "run"
     command = [
         sys.executable,
@@ -176,8 +184,8 @@ def test_loss_that_is_not_finite_stops_with_step_terms_and_records(records, tmp_
     with pytest.raises(TrainingError) as error:
         train(config, tmp_path / "run")
     message = str(error.value)
-    assert "not finite" in message and "silog = nan" in message and "loss = nan" in message
-    assert message.startswith("step ")
+    assert "not finite" in message and "param_norm = inf" in message and "silog = " in message
+    assert message.startswith("step 1: ")  # before anything of it is saved
     assert message.count(".tfrecord-0000") == 2 and message.count("sample sample-") == 2
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
 
@@ -190,13 +198,93 @@ def test_missing_records_name_the_command(tmp_path):
         train(config, tmp_path / "run")
 
 
-def test_camera_outside_the_focal_range_is_named(records, tmp_path):
+def test_camera_outside_the_focal_range_is_named(records, tmp_path, capsys):
     config = make_config(records, **{"model.focal_range": (500.0, 900.0), "train.steps": 1})
-    with pytest.warns(UserWarning, match="BACK_LEFT"):
-        train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    message = capsys.readouterr().err
+    assert "warning" in message and "BACK_LEFT: focal length" in message and "(zoom 1.15)" in message
 
 
 def test_batch_that_does_not_divide_is_refused_before_any_work(records, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     with pytest.raises(ConfigError, match=r"data.batch_size = 2 .*4 devices"):
         train(make_config(records), tmp_path / "run")
+
+
+def test_without_evaluations_in_between_there_is_one_at_the_end(records, whole_run, tmp_path):
+    """eval_every = 0 in the default mode: train, then evaluate the best checkpoint, which is the last one."""
+    config = make_config(records, **{"train.steps": 2})
+    train(config, tmp_path / "run")
+    assert checkpoint.read_parameters(tmp_path / "run", "best")[2] == 2
+    assert evaluate_run(config, tmp_path / "run").samples == 6
+
+
+def test_another_best_metric_starts_the_search_anew(records, whole_run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    train(make_config(records, **{"train.steps": 9, "eval.best_metric": "metric/rmse"}), workdir)
+    assert "chosen anew" in capsys.readouterr().out
+    _, meta, step = checkpoint.read_parameters(workdir, "best")
+    assert step == 9 and meta["best"]["measured"]["metric"] == "metric/rmse"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eval.protocol": "p1"}, "eval.protocol = 'p1': expected one of surround, vfdepth"),
+        ({"eval.best_metric": "metric/absrel"}, "use e.g. 'metric/abs_rel'"),
+        ({"eval.best_metric": "metric/a1"}, "cannot be minimised"),
+        ({"eval.protocol": "vfdepth", "eval.best_metric": "shared_median/rmse"}, "under vfdepth"),
+    ],
+)
+def test_evaluation_keys_are_checked_before_any_work(records, tmp_path, change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(make_config(records, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pretrained_encoder_is_where_training_starts(records, tmp_path):
+    """A torchvision-style file: after a step of rate 0 the encoder holds exactly its numbers."""
+    from safetensors.numpy import save_file
+
+    tensors = fake_tensors("resnet18", weights.torchvision_resnet_name)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, tmp_path / "resnet18.safetensors")
+    config = make_config(
+        records, **{"train.steps": 1, "optim.lr": 0.0, "train.encoder_weights": str(tmp_path / "resnet18.safetensors")}
+    )
+    train(config, tmp_path / "run")
+    encoder = final_parameters(tmp_path / "run")[0]["params"]["backbone"]
+    np.testing.assert_array_equal(encoder["conv1"]["kernel"], tensors["conv1.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(encoder["layer4_1"]["bn2"]["bias"], tensors["layer4.1.bn2.bias"])
+
+
+def test_two_devices_give_the_same_run_and_one_device_can_go_on(records, whole_run, tmp_path):
+    """Data parallel over 2 virtual devices, then evaluation, fine-tuning and resume on one."""
+    config = tmp_path / "config.py"
+    overrides = make_config(records, **{"train.eval_every": 4, "eval.batch_size": 2}).to_json()
+    config.write_text(CONFIG_FILE.format(overrides=overrides))
+    workdir = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "fsmde_jax.main",
+        "--config",
+        str(config),
+        "--mode",
+        "train",
+        "--workdir",
+        str(workdir),
+    ]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((workdir / "identity.json").read_text())["hardware"]["device_count"] == 2
+    one, two = losses(whole_run), losses(workdir)
+    np.testing.assert_allclose([two[s] for s in sorted(two)][:4], [one[s] for s in sorted(one)][:4], rtol=1e-3)
+    evaluated = evaluate_run(make_config(records), workdir).flat()["metric/abs_rel"]
+    assert evaluated == pytest.approx(checkpoint.read_parameters(workdir, "best")[1]["best"]["value"], rel=1e-4)
+    train(make_config(records, **{"train.steps": 1}), tmp_path / "tuned", init_from=str(workdir))
+    train(make_config(records, **{"train.steps": 9}), workdir)
+    assert sorted(losses(workdir)) == list(range(1, 10))
