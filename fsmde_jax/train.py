@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from fsmde_jax import build, checkpoint, evaluate, identity, optim, sharding
 from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data import pipeline
-from fsmde_jax.data.records import Records
+from fsmde_jax.data.records import Records, shared_scenes
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.student import ENCODER_SCOPE
 from fsmde_jax.state import Metrics, TrainState, init_state, make_predict, make_train_step
@@ -36,6 +37,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     evaluate.check(config)
     pipeline.check_batch_size(config.data.batch_size, jax.device_count())
     records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
+    _warn_of_leakage(records, eval_records)
     mesh = sharding.make_mesh()
     student = build.build_student(config)
     schedule = optim.learning_rate_schedule(
@@ -73,6 +75,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
             step_fn = make_train_step(student, optimizer, schedule, build.loss_options(config))
             run = _Run(config, workdir, records, eval_records, make_predict(student), checkpoints, writer, meta)
             run.loop(state, iterator, step_fn)
+
+
+def _warn_of_leakage(records: Records, eval_records: Records) -> None:
+    shared = shared_scenes(records, eval_records)
+    if shared:
+        print(
+            f"warning: {len(shared)} of {len(eval_records.manifest.scenes)} scenes of data.eval_records are in"
+            f" data.train_records too, e.g. {shared[0]!r}: the evaluation is no measure of unseen streets",
+            file=sys.stderr,
+        )
 
 
 def _dataset(config: ml_collections.ConfigDict, records: Records, mesh: jax.sharding.Mesh) -> Any:

@@ -70,6 +70,13 @@ def make_config(records, **changes):
     return c
 
 
+def command_line(config, path, workdir):
+    """The command that trains `config` in a process of its own; the config is written to `path`."""
+    path.write_text(CONFIG_FILE.format(overrides=config.to_json()))
+    flags = ["--config", str(path), "--mode", "train", "--workdir", str(workdir)]
+    return [sys.executable, "-m", "fsmde_jax.main", *flags]
+
+
 def losses(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
@@ -120,21 +127,8 @@ def test_finished_run_is_not_trained_again(records, whole_run):
 
 def test_killed_run_resumes_bit_for_bit(records, whole_run, tmp_path):
     """SIGKILL in the middle, start again: the same losses and parameters as the run that nobody killed."""
-    config = tmp_path / "config.py"
-    overrides = make_config(records, **{"train.eval_every": 4}).to_json()
-    config.write_text(CONFIG_FILE.format(overrides=overrides))
     workdir = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "fsmde_jax.main",
-        "--config",
-        str(config),
-        "--mode",
-        "train",
-        "--workdir",
-        str(workdir),
-    ]
+    command = command_line(make_config(records, **{"train.eval_every": 4}), tmp_path / "config.py", workdir)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
@@ -198,11 +192,12 @@ def test_missing_records_name_the_command(tmp_path):
         train(config, tmp_path / "run")
 
 
-def test_camera_outside_the_focal_range_is_named(records, tmp_path, capsys):
+def test_camera_outside_the_focal_range_and_shared_scenes_are_named(records, tmp_path, capsys):
     config = make_config(records, **{"model.focal_range": (500.0, 900.0), "train.steps": 1})
     train(config, tmp_path / "run")
     message = capsys.readouterr().err
     assert "warning" in message and "BACK_LEFT: focal length" in message and "(zoom 1.15)" in message
+    assert "3 of 3 scenes of data.eval_records are in data.train_records too, e.g. 'scene-0'" in message
 
 
 def test_batch_that_does_not_divide_is_refused_before_any_work(records, tmp_path, monkeypatch):
@@ -260,21 +255,9 @@ def test_pretrained_encoder_is_where_training_starts(records, tmp_path):
 
 def test_two_devices_give_the_same_run_and_one_device_can_go_on(records, whole_run, tmp_path):
     """Data parallel over 2 virtual devices, then evaluation, fine-tuning and resume on one."""
-    config = tmp_path / "config.py"
-    overrides = make_config(records, **{"train.eval_every": 4, "eval.batch_size": 2}).to_json()
-    config.write_text(CONFIG_FILE.format(overrides=overrides))
     workdir = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "fsmde_jax.main",
-        "--config",
-        str(config),
-        "--mode",
-        "train",
-        "--workdir",
-        str(workdir),
-    ]
+    config = make_config(records, **{"train.eval_every": 4, "eval.batch_size": 2})
+    command = command_line(config, tmp_path / "config.py", workdir)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
