@@ -25,11 +25,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # else this file would be found instead of the package data_prep
+if not __package__:  # run as a file: else this file would be found instead of the package data_prep
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_prep import boxes, images, lidar_depth, nuscenes, pointfiles, record_writer  # noqa: E402
-from data_prep.plan import BuildOptions, Source, build_sample  # noqa: E402
-from fsmde_jax.data import schema  # noqa: E402
+from data_prep import boxes, images, lidar_depth, nuscenes, pointfiles, record_writer
+from data_prep.plan import BuildOptions, Source, build_sample
+from fsmde_jax.data import schema
 
 
 def open_source(folder: Path) -> tuple[Source, str]:
@@ -80,18 +81,19 @@ def time_parts(source: Source, repeats: int) -> dict[str, float]:
     return {name: 1000 * seconds(work, repeats) for name, work in parts.items()}
 
 
-def measure_memory(folder: Path, samples: int) -> dict[str, float]:
-    """Peak memory of the parent and of the largest worker, MB, for a short and a long conversion of small samples."""
+def measure_memory(folder: Path, counts: tuple[int, ...]) -> dict[str, float]:
+    """Peak memory of the parent and of the largest worker, MB, for conversions of so many small samples."""
     boxes.write_nuscenes(folder / "small", (1, 0), (45, 80), beams=4, columns=90)
     source = nuscenes.open_split(folder / "small", "v1.0-mini", "mini_train")
     peaks: dict[str, float] = {}
-    for count in (samples // 10, samples):
+    for count in counts:
         ids = [f"sample-{i:06d}" for i in range(count)]
 
         def describe(index: int, ids: list[str] = ids) -> Any:
             return dataclasses.replace(source.describe(0), sample_id=ids[index])
 
-        repeated = dataclasses.replace(source, sample_ids=ids, describe=describe)
+        scenes = source.sample_scenes[:1] * count
+        repeated = dataclasses.replace(source, sample_ids=ids, sample_scenes=scenes, describe=describe)
         largest = {"parent": 0.0, "worker": 0.0}
         stop = threading.Event()
         watcher = threading.Thread(target=_watch, args=(largest, stop))
@@ -131,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source, kind = open_source(Path(temporary, "data"))
         parts = time_parts(source, args.repeats)
-        memory = measure_memory(Path(temporary), args.samples) if args.samples else {}
+        memory = measure_memory(Path(temporary), (args.samples // 10, args.samples)) if args.samples else {}
     rate = 1000 / parts["whole sample"]
     result = {
         "date": datetime.date.today().isoformat(),

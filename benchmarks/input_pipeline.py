@@ -11,6 +11,7 @@ sent back from its worker processes. The two are timed in turn. CPU time per rig
 """
 
 import argparse
+import concurrent.futures
 import json
 import multiprocessing
 import os
@@ -24,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from fsmde_jax import identity
 from fsmde_jax.data import augment, pipeline, schema, transforms
@@ -42,9 +46,9 @@ def convert(real: Path, out: Path) -> None:
         "-m",
         "data_prep.nuscenes",
         "--dataroot",
-        str(real / "nuscenes_keyframe"),
+        str((real / "nuscenes_keyframe").resolve()),
         "--out",
-        str(out),
+        str(out.resolve()),
     ]
     command += [
         "--version",
@@ -56,7 +60,7 @@ def convert(real: Path, out: Path) -> None:
         "--workers",
         "1",
     ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[1])
 
 
 def measure_pipeline(records: Records, threads: int, batch_size: int, seconds: float) -> tuple[float, float]:
@@ -76,12 +80,14 @@ def measure_pipeline(records: Records, threads: int, batch_size: int, seconds: f
     return rigs / wall, 1e3 * cpu / rigs
 
 
-def _start_worker(dataroot: str) -> None:
+def _start_worker(dataroot: str, ready: Any) -> None:
+    """Loads the tables and waits until all workers have; an error here ends the benchmark (BrokenProcessPool)."""
     global _tables
     from data_prep.nuscenes import load_devkit
 
     tables, _ = load_devkit()
     _tables = tables(version="v1.0-mini", dataroot=dataroot, verbose=False)
+    ready.wait(300)
 
 
 def load_raw(seed: int) -> None:
@@ -134,7 +140,7 @@ def _raw_job(job: tuple[int, float]) -> tuple[int, float]:
 def measure_raw(pool: Any, workers: int, seconds: float) -> tuple[float, float]:
     """(rigs per second, CPU milliseconds per rig) of the comparison loader in `workers` processes."""
     start = time.perf_counter()
-    results = pool.map(_raw_job, [(1000 * k, seconds) for k in range(workers)], chunksize=1)
+    results = list(pool.map(_raw_job, [(1000 * k, seconds) for k in range(workers)]))
     wall = time.perf_counter() - start
     rigs = sum(r for r, _ in results)
     return rigs / wall, 1e3 * sum(c for _, c in results) / rigs
@@ -220,8 +226,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         pool = None
         if real is not None:
             context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-            pool = context.Pool(args.threads, _start_worker, (str(real / "nuscenes_keyframe"),))
-            measure_raw(pool, args.threads, 1.0)
+            pool = concurrent.futures.ProcessPoolExecutor(  # unlike Pool, it raises when a worker dies
+                args.threads, context, _start_worker, (str(real / "nuscenes_keyframe"), context.Barrier(args.threads))
+            )
+            measure_raw(pool, args.threads, min(1.0, args.seconds))
         for _ in range(args.repeats):
             for threads in sorted({1, args.threads}):
                 figures = measure_pipeline(records, threads, args.batch_size, args.seconds)
@@ -230,7 +238,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 figures = measure_raw(pool, args.threads, args.seconds)
                 rates.setdefault(f"raw frames + projection, {args.threads} processes", []).append(figures)
         if pool is not None:
-            pool.terminate()
+            pool.shutdown()
         result: dict[str, Any] = {"loaders": {name: summary(values) for name, values in rates.items()}}
         result["stages_cpu_ms"] = stages(records)
         result["settings"] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from data_prep import cli
 from data_prep.images import encode_jpeg
@@ -190,7 +191,7 @@ def write_nuscenes(
         scene_row |= {"description": "boxes"}
         tables["scene"].append({**scene_row, "first_sample_token": tokens[0], "last_sample_token": tokens[-1]})
         chain: dict[str, list[dict]] = {name: [] for name in calibrations}
-        for i in range(count):
+        for i in tqdm(range(count), desc=scene, unit="rig", leave=False):
             neighbours = {"prev": tokens[i - 1] if i else "", "next": tokens[i + 1] if i + 1 < count else ""}
             time_us = i * FRAME_US
             stamp = START_US + seed * 10**9 + time_us

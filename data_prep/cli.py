@@ -1,20 +1,28 @@
 """Flags and steps that all converters share."""
 
 import argparse
+import contextlib
 import os
+import re
 import shutil
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep import leakage, record_writer
+from data_prep import manifest as manifests
 from data_prep.plan import BuildOptions, Source, build_sample, take
 from fsmde_jax.data import schema
 from fsmde_jax.errors import ConfigError, DataError
 
 _DRY_RUN_SAMPLES = 4
+MAX_SIDE = 65535  # pixels, the limit of JPEG
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -23,10 +31,12 @@ def parse_size(text: str) -> tuple[int, int] | None:
         return None
     try:
         height, width = (int(x) for x in text.lower().split("x"))
-        if height < 1 or width < 1:
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 352x640, or 'native'; got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected HEIGHTxWIDTH such as 352x640, or 'native' (at most {MAX_SIDE}); got {text!r}"
+        ) from None
     return height, width
 
 
@@ -41,6 +51,30 @@ def parse_slice(text: str) -> slice:
     if len(numbers) not in (2, 3) or (step is not None and step < 1):
         raise argparse.ArgumentTypeError(f"expected START:STOP or START:STOP:STEP, e.g. ::2 or 10:20; got {text!r}")
     return slice(*numbers)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (containers and job schedulers lend fewer than there are)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM (from a job scheduler) raises KeyboardInterrupt in the body, as Ctrl-C does; main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *, image_size: str) -> None:
@@ -69,8 +103,8 @@ def add_common_flags(parser: argparse.ArgumentParser, *, image_size: str) -> Non
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
-        help="processes (default: all cores); the records do not depend on it",
+        default=usable_cores(),
+        help="processes (default: all cores that this process may use); the records do not depend on it",
     )
     parser.add_argument(
         "--on_error",
@@ -82,15 +116,21 @@ def add_common_flags(parser: argparse.ArgumentParser, *, image_size: str) -> Non
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """`ConfigError` for numbers out of range."""
+    """`ConfigError` for numbers out of range, and for a split that cannot be part of a file name."""
     for name, low, high in (("jpeg_quality", 1, 100), ("sweeps", 0, 1000), ("workers", 1, 1024), ("limit", 1, 10**9)):
         value = getattr(args, name, None)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name}={value}: expected {low} to {high}")
+    split = getattr(args, "split", "train")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
+        raise ConfigError(f"--split={split}: expected letters, digits, _ and - only; it becomes part of file names")
 
 
 def run(args: argparse.Namespace, source: Source) -> None:
-    """Converts `source` (or only estimates, with --dry_run) and says what was made."""
+    """Converts `source` (or only estimates, with --dry_run) and says what was made.
+
+    Exits with status 1 if a dry run found a problem, 130 if interrupted.
+    """
     source = take(take(source, args.samples), slice(args.limit))
     options = BuildOptions(args.image_size, args.jpeg_quality, source.point_rule)
     if args.dry_run:
@@ -99,18 +139,18 @@ def run(args: argparse.Namespace, source: Source) -> None:
     leakage.check_siblings(Path(args.out), source)
     started = time.perf_counter()
     try:
-        made = record_writer.convert(
-            source, args.out, options, sweeps=args.sweeps, workers=args.workers, on_error=args.on_error
-        )
+        with terminate_as_interrupt():
+            made = record_writer.convert(
+                source, args.out, options, sweeps=args.sweeps, workers=args.workers, on_error=args.on_error
+            )
     except KeyboardInterrupt:
         print(f"\n{args.out}: interrupted; the same command goes on from the finished shards", file=sys.stderr)
         sys.exit(130)
     seconds = time.perf_counter() - started
     size = sum(shard["num_bytes"] for shard in made.shards)
-    kind = "the complete official split" if made.complete_split else "a subset"
     print(
-        f"{args.out}: {made.num_samples} samples ({kind}), {len(made.cameras)} cameras, {size / 1e6:.1f} MB,"
-        f" {seconds:.0f} s"
+        f"{args.out}: {made.num_samples} samples ({manifests.kind(made)}), {len(made.cameras)} cameras,"
+        f" {size / 1e6:.1f} MB, {seconds:.0f} s"
     )
     for name, one in made.statistics["cameras"].items():
         if one["samples_without_points"]:
@@ -136,6 +176,11 @@ def _dry_run(source: Source, options: BuildOptions, args: argparse.Namespace) ->
     folder = Path(args.out).absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        kind = "is not writable" if folder.is_dir() else "is not a folder"
+        problems.append(f"--out={args.out} cannot be made: {folder} {kind}")
+    elif (folder == Path(args.out).absolute()) and (folder / schema.MANIFEST_NAME).exists():
+        print(f"note: {args.out} holds a finished conversion already")
     print(
         f"{source.dataset} {source.version} {source.split}: {total} samples of {len(source.scenes)} scenes,"
         f" {len(source.cameras)} cameras: {', '.join(source.cameras)}"
@@ -151,3 +196,5 @@ def _dry_run(source: Source, options: BuildOptions, args: argparse.Namespace) ->
     for problem in problems:
         print(f"problem: {problem}")
     print("dry run: nothing was written")
+    if problems:
+        sys.exit(1)

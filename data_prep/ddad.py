@@ -61,7 +61,8 @@ class MaskSets:
                 return {_scene_key(scene): str(chosen) for scene, chosen in table.items()}
             except Exception as error:  # damaged pickles raise anything
                 raise DataError(
-                    f"{path}: cannot read this table ({error}); expected a dict of scene name -> set number"
+                    f"{path}: cannot read this table ({error}); expected a dict of plain scene name -> set number."
+                    f' Write {self.folder}/scene_to_set.json instead, e.g. {{"000150": 0, ...}}'
                 ) from error
         return {}
 
@@ -108,11 +109,16 @@ def open_split(
     if not files[split]:
         filled = [name for name, paths in files.items() if paths]
         raise DataError(f"{dataset_json}: split {split!r} lists no scene; filled splits: {', '.join(filled) or 'none'}")
-    where = [(path, i) for path in files[split] for i in range(len(dgp.read_scene(path)))]
+    where: list[tuple[Path, int]] = []
+    ids: list[str] = []
+    for path in files[split]:  # once here for the ids, once more when its samples are described
+        scene = dgp.read_scene(path)
+        where += [(path, i) for i in range(len(scene))]
+        ids += [_sample_id(path, i, sample) for i, sample in enumerate(scene)]
     complete = OFFICIAL.get(split) == (len(files[split]), len(where))
     if not where:
         raise DataError(f"{dataset_json}: the scenes of split {split!r} hold no sample")
-    first = dgp.read_scene(where[0][0])[where[0][1]]
+    first = dgp.read_scene(where[0][0])[0]
     calibration = dgp.read_calibration(first.calibration)
     images = [name for name, datum in first.datums.items() if datum.kind == "image"]
     if unknown := [name for name in images if name not in calibration]:
@@ -120,13 +126,13 @@ def open_split(
     ring = ring_of({name: calibration[name].sensor_to_ego for name in images}, cameras, f"{where[0][0]}")
 
     def describe(index: int) -> SamplePlan:
-        return _describe(*where[index], ring, sweeps, masks)
+        return _describe(ids[index], *where[index], ring, sweeps, masks)
 
     return Source(
         dataset="ddad",
         version=_version(dataset_json),
         split=split,
-        sample_ids=[_sample_id(path, i) for path, i in where],
+        sample_ids=ids,
         sample_scenes=[path.parent.name for path, _ in where],
         cameras=ring,
         point_rule="truncate",
@@ -143,9 +149,9 @@ def _version(dataset_json: str | Path) -> str:
     return f"{metadata.get('name', 'DDAD')} {metadata.get('version', '')}".strip()
 
 
-def _sample_id(path: Path, index: int) -> str:
+def _sample_id(path: Path, index: int, sample: dgp.Sample) -> str:
     """`<scene>/<number in the scene>/<stem of the LiDAR file>`."""
-    lidar = dgp.read_scene(path)[index].datums.get(LIDAR)
+    lidar = sample.datums.get(LIDAR)
     return f"{path.parent.name}/{index:04d}/{lidar.path.stem if lidar else 'no-lidar'}"
 
 
@@ -155,7 +161,9 @@ def _nearest(index: int, count: int, total: int) -> list[int]:
     return order[:count]
 
 
-def _describe(path: Path, index: int, ring: list[str], sweeps: int, masks: MaskSets | None) -> SamplePlan:
+def _describe(
+    sample_id: str, path: Path, index: int, ring: list[str], sweeps: int, masks: MaskSets | None
+) -> SamplePlan:
     scene = dgp.read_scene(path)
     sample, name = scene[index], path.parent.name
     missing = [n for n in (*ring, LIDAR) if n not in sample.datums]
@@ -185,7 +193,7 @@ def _describe(path: Path, index: int, ring: list[str], sweeps: int, masks: MaskS
     around = [scene[k].datums[LIDAR] for k in _nearest(index, sweeps, len(scene)) if LIDAR in scene[k].datums]
     sweeps_around = tuple(Sweep(str(d.path), d.sensor_to_global) for d in around)
     return SamplePlan(
-        _sample_id(path, index),
+        sample_id,
         name,
         own.timestamp_us,
         tuple(frames),

@@ -14,7 +14,8 @@ import numpy as np
 
 from data_prep import cli, pointfiles
 from data_prep.plan import CameraFrame, SamplePlan, Source, Sweep, ring_of
-from data_prep.rig_yaml import TIME_UNITS, Poses, Rig, RigCamera, read_poses, read_rig
+from data_prep.poses import Poses, read_poses
+from data_prep.rig_yaml import TIME_UNITS, Rig, RigCamera, read_rig
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -41,15 +42,19 @@ def list_recording(folder: Path, suffixes: tuple[str, ...], unit: str) -> Record
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; expected files {', '.join(suffixes)} in it")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
     if not paths:
         raise DataError(f"{folder}: no file with one of {', '.join(suffixes)}")
+    stems: dict[str, str] = {}
+    for path in paths:
+        if (other := stems.setdefault(path.stem, path.name)) != path.name:
+            raise DataError(f"{folder}: {other} and {path.name} have the same name; keep one of them")
     table = folder / "timestamps.csv"
     if table.is_file():
         try:
             times = {
                 row["file"]: _microseconds(row["timestamp"], unit)
-                for row in csv.DictReader(table.read_text().splitlines())
+                for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())
             }
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -152,8 +157,8 @@ def open_folder(
         point_rule=rig.point_rule,  # type: ignore[arg-type]
         min_depth=rig.min_depth,
         max_depth=rig.max_depth,
-        complete=True,
-        options={"rig": _digest(rig_path, poses, [c.mask for c in rig.cameras.values()])},
+        complete=False,  # reserved for official splits
+        options={"whole_drive": True, "rig": _digest(rig_path, poses, [c.mask for c in rig.cameras.values()])},
         describe=describe,
     )
 

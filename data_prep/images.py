@@ -1,7 +1,12 @@
 """Images and ego-body masks: read strictly, resize once by area, encode. Damaged files are errors."""
 
+import contextlib
 import functools
 import io
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -13,6 +18,9 @@ from fsmde_jax.errors import DataError
 _JPEG_END = b"\xff\xd9"
 _PNG_END = b"IEND\xaeB`\x82"
 _EXIF_ORIENTATION = 0x0112
+# libjpeg's warnings about data (jerror.h), as far as they mean lost or foreign bytes
+_JPEG_COMPLAINTS = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression", "Invalid SOS")
+_lock = threading.Lock()
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
@@ -23,12 +31,53 @@ def read_bytes(path: str | Path, what: str) -> bytes:
         raise DataError(f"{path}: cannot read this {what} ({error.strerror}); is the download complete?") from error
 
 
+@functools.lru_cache(maxsize=1)
+def _scratch(process: int) -> int:
+    """Descriptor of an empty temporary file, one per process."""
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+@contextlib.contextmanager
+def _libjpeg_warnings() -> Iterator[list[str]]:
+    """Collects what libjpeg says about damaged data in the body; everything else goes on to standard error.
+
+    libjpeg writes to file descriptor 2, and OpenCV gives no other access to it. So this descriptor is a temporary file
+    meanwhile: two system calls per image. Calls must not overlap in threads, hence the lock.
+    """
+    found: list[str] = []
+    with _lock:
+        scratch = _scratch(os.getpid())
+        try:
+            before = os.dup(2)
+        except OSError:  # standard error is closed: take the descriptor, and close it again below
+            before = -1
+        os.dup2(scratch, 2)
+        try:
+            yield found
+        finally:
+            if before < 0:
+                os.close(2)
+            else:
+                os.dup2(before, 2)
+                os.close(before)
+            if size := os.fstat(scratch).st_size:
+                text = os.pread(scratch, size, 0).decode(errors="replace")
+                os.ftruncate(scratch, 0)
+                os.lseek(scratch, 0, os.SEEK_SET)
+                for line in text.splitlines(keepends=True):
+                    if any(complaint in line for complaint in _JPEG_COMPLAINTS):
+                        found.append(line.strip())
+                    elif before >= 0:
+                        os.write(2, line.encode())
+
+
 def decode_image(data: bytes, where: str) -> np.ndarray:
     """Decodes JPEG or PNG bytes to [H, W, 3] uint8 RGB.
 
-    OpenCV fills the missing part of a truncated JPEG with grey and only prints a warning. So a JPEG must end with its
-    end marker (costs nothing); without it Pillow decides, which raises on truncation. Pillow for every JPEG would cost
-    about half as much again as OpenCV.
+    OpenCV fills the damaged or missing part of a JPEG with grey and goes on; its JPEG library only prints a warning.
+    Any such warning is an error here (`_libjpeg_warnings`). Pillow shows no warnings at all, but raises where the end
+    is missing; it is asked, too, where a JPEG does not end with its end marker.
 
     Raises:
       DataError: not an image, truncated, damaged, or turned by an EXIF tag (calibration would not fit).
@@ -43,10 +92,13 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
                 raise DataError(
                     f"{where}: turned by an EXIF orientation tag; save the pixels upright as the calibration sees them"
                 )
-            if kind == "JPEG" and mode == "RGB" and data.endswith(_JPEG_END):
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-                if pixels is None:
-                    raise DataError(f"{where}: damaged JPEG; {advice}")
+            if kind == "JPEG" and mode in ("RGB", "L"):
+                if not data.endswith(_JPEG_END):
+                    image.load()
+                with _libjpeg_warnings() as warnings:
+                    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                if pixels is None or warnings:
+                    raise DataError(f"{where}: damaged JPEG ({'; '.join(warnings) or 'not decodable'}); {advice}")
                 return pixels
             if kind == "PNG" and _PNG_END not in data[-64:]:
                 raise DataError(f"{where}: truncated PNG; {advice}")
@@ -96,7 +148,7 @@ def prepare_image(
     return encode_jpeg(resized, quality), (height, width)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def prepare_mask(path: str, native_size: tuple[int, int]) -> bytes:
     """Ego-body mask of a record: 1-bit PNG (255 = visible, 0 = own body), or b"" where everything is visible.
 

@@ -3,15 +3,22 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from data_prep import manifest as manifests
 from data_prep.plan import Source
+from fsmde_jax.data.records import load_manifest
 from fsmde_jax.data.schema import MANIFEST_NAME, Manifest
 from fsmde_jax.errors import DataError
 
 
 def use_of(split: str) -> str:
-    """What a split is for: "train" for train, mini_train, ...; "held-out" for val, mini_val, test, ..."""
-    return "train" if "train" in split else "held-out"
+    """What a split is for, by its name: "train" (train, mini_train, ...), "held-out" (val, mini_val, test, ...) or
+    "unknown" (any other name)."""
+    words = ("val", "test", "eval", "held")
+    return "train" if "train" in split else "held-out" if any(word in split for word in words) else "unknown"
+
+
+def may_share(first: str, second: str) -> bool:
+    """Whether two splits may have scenes in common: the same split, or two that are known to have the same use."""
+    return first == second or (use_of(first) == use_of(second) != "unknown")
 
 
 def check_lists(splits: Mapping[str, Iterable[str]], where: str) -> None:
@@ -20,24 +27,38 @@ def check_lists(splits: Mapping[str, Iterable[str]], where: str) -> None:
     for split, scenes in splits.items():
         for scene in sorted(set(scenes)):
             other = seen.setdefault(scene, split)
-            if other != split and use_of(other) != use_of(split):
+            if not may_share(other, split):
                 raise DataError(
                     f"{where}: scene {scene!r} is in split {other!r} and in split {split!r};"
                     " evaluation would see training data"
                 )
 
 
-def check_manifests(first: Manifest, second: Manifest, names: tuple[str, str]) -> None:
-    """Raises `DataError` if two records folders of one dataset, meant for different uses, share a scene."""
-    if first.dataset != second.dataset or use_of(first.split) == use_of(second.split):
-        return
+def check_manifests(first: Manifest, second: Manifest, names: tuple[str, str]) -> str:
+    """Compares the scenes of two records folders.
+
+    Returns:
+      A sentence that says what was compared.
+
+    Raises:
+      DataError: two splits of one dataset, not known to have the same use, share a scene.
+    """
+    a, b = names
+    if first.dataset != second.dataset:
+        return f"{a} and {b}: nothing compared, different datasets ({first.dataset}, {second.dataset})"
     shared = sorted(set(first.scenes) & set(second.scenes))
-    if shared:
+    if shared and not may_share(first.split, second.split):
         raise DataError(
-            f"{names[0]} ({first.split}) and {names[1]} ({second.split}) share {len(shared)} scenes, e.g."
-            f" {shared[0]!r};"
+            f"{a} ({first.split}) and {b} ({second.split}) share {len(shared)} scenes, e.g. {shared[0]!r};"
             " evaluation would see training data: convert disjoint splits"
         )
+    counts = f"{len(first.scenes)} and {len(second.scenes)} scenes"
+    if not shared:
+        return f"{a} ({first.split}) and {b} ({second.split}): no scene is in both ({counts})"
+    return (
+        f"{a} ({first.split}) and {b} ({second.split}): {len(shared)} scenes are in both ({counts}), e.g."
+        f" {shared[0]!r}; do not train on one and evaluate on the other"
+    )
 
 
 def check_siblings(out: Path, source: Source) -> None:
@@ -52,11 +73,11 @@ def check_siblings(out: Path, source: Source) -> None:
         if other.parent == out.absolute():
             continue
         try:
-            found = manifests.read_manifest(other.parent)
+            found = load_manifest(other.parent)
         except DataError:
             continue  # another program's manifest, or an old format: not ours to judge here
         shared = sorted(set(found.scenes) & set(source.scenes))
-        if found.dataset == source.dataset and use_of(found.split) != use_of(source.split) and shared:
+        if found.dataset == source.dataset and shared and not may_share(found.split, source.split):
             raise DataError(
                 f"split {source.split!r} shares {len(shared)} scenes with {other.parent} ({found.split}), e.g."
                 f" {shared[0]!r};"

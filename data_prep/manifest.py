@@ -3,34 +3,75 @@
 import dataclasses
 import hashlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.plan import BuildOptions, Source
+from data_prep.plan import BuildOptions, SamplePlan, Source
 from fsmde_jax.data import tfrecord
 from fsmde_jax.data.schema import FEATURES, FORMAT_VERSION, MANIFEST_NAME, TFDS_NAME, Manifest, RigSample
-from fsmde_jax.errors import DataError
 
 DEPTH_EDGES = (0, 1, 2, 5, 10, 20, 40, 80, 120, 160, 200)  # metres; the last bin is open
 _TFDS_VERSION = "1.0.0"
 
 
-def fingerprint(source: Source, options: BuildOptions, sweeps: int) -> str:
-    """sha256 over everything that decides the records: not over paths, and not over the number of workers."""
-    identity = {
+def identity(source: Source, options: BuildOptions, sweeps: int) -> str:
+    """sha256 over dataset, flags and sample ids: what is known before any sample is described."""
+    content = {
         "format_version": FORMAT_VERSION,
         "dataset": source.dataset,
         "version": source.version,
         "split": source.split,
         "cameras": source.cameras,
+        "depth_range": [source.min_depth, source.max_depth],
         "sweeps": sweeps,
         "options": source.options,
         "build": dataclasses.asdict(options),
         "sample_ids": source.sample_ids,
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def plans_digest(plans: Iterable[SamplePlan | tuple[str, str]]) -> str:
+    """sha256 over the descriptions of some samples: calibration, poses, times, and names and sizes of their files.
+
+    Folders do not count, so a dataset may move. Of a sample that could not be described, its id counts.
+    """
+    total = hashlib.sha256()
+    for plan in plans:
+        if not isinstance(plan, SamplePlan):
+            total.update(json.dumps(["not described", plan[0]]).encode())
+            continue
+        facts: list[Any] = [plan.sample_id, plan.scene, int(plan.timestamp_us)]
+        matrices = []
+        for camera in plan.cameras:
+            size = [int(n) for n in camera.native_size]
+            facts.append([camera.name, _file(camera.image), size, int(camera.timestamp_us), _file(camera.mask)])
+            matrices += [camera.intrinsics, camera.cam_to_ego, camera.ego_to_global]
+        for sweep in (plan.sweep, *plan.extra_sweeps):
+            facts.append([_file(sweep.path), sweep.bin_columns, sweep.drop_near])
+            matrices.append(sweep.sensor_to_global)
+        facts.append([np.shape(m) for m in matrices])
+        total.update(json.dumps(facts).encode() + b"".join(np.asarray(m, "<f8").tobytes() for m in matrices))
+    return total.hexdigest()
+
+
+def _file(path: str | None) -> list[Any] | None:
+    """[name, bytes]; None bytes where there is no such file."""
+    if path is None:
+        return None
+    try:
+        return [os.path.basename(path), os.stat(path).st_size]
+    except OSError:
+        return [os.path.basename(path), None]
+
+
+def fingerprint(identity: str, digests: Iterable[str]) -> str:
+    """The manifest's fingerprint: `identity` and the `plans_digest` of every shard, in order."""
+    return hashlib.sha256("\n".join([identity, *digests]).encode()).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:
@@ -103,27 +144,13 @@ def _focal(a: list[float] | None, b: list[float] | None) -> list[float] | None:
 # --- the folder's metadata --------------------------------------------------------------------------------------------
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a finished records folder.
-
-    Raises:
-      DataError: missing (never converted, or not finished), damaged, or of another format version.
-    """
-    path = Path(folder) / MANIFEST_NAME
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no manifest; this folder holds no finished conversion, run the data_prep command (again)"
-        )
-    try:
-        values = json.loads(path.read_text())
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: record format {version}, this version reads {FORMAT_VERSION}; convert the dataset again"
-            )
-        return Manifest(**values)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged manifest ({error}); convert the dataset again") from error
+def kind(manifest: Manifest) -> str:
+    """How much of its split a folder holds, in words."""
+    if manifest.complete_split:
+        return "the complete official split"
+    if manifest.options.get("whole_drive") and not manifest.skipped:
+        return "all samples of this drive"
+    return "a subset"
 
 
 def write_metadata(folder: Path, manifest: Manifest) -> None:

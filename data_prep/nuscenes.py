@@ -21,6 +21,18 @@ OFFICIAL_SAMPLES = {"train": 28130, "val": 6019, "mini_train": 323, "mini_val": 
 LIDAR = "LIDAR_TOP"
 MIN_DEPTH, MAX_DEPTH = 0.1, 80.0
 _UNUSED_TABLES = ("category", "attribute", "visibility", "instance", "sample_annotation")
+_FIELDS = {  # of the tables that depth needs: checked for every row at loading
+    "sample": {"token", "timestamp", "prev", "next", "scene_token"},
+    "sample_data": {
+        "token", "sample_token", "ego_pose_token", "calibrated_sensor_token", "timestamp", "is_key_frame", "height",
+        "width", "filename", "prev", "next",
+    },
+    "ego_pose": {"token", "rotation", "translation"},
+    "calibrated_sensor": {"token", "sensor_token", "rotation", "translation", "camera_intrinsic"},
+    "sensor": {"token", "channel", "modality"},
+    "scene": {"token", "name", "first_sample_token"},
+}  # fmt: skip
+_BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # what damaged tables lead to
 _NEAR = 1.0  # metres: the devkit's own limit for dropping the car itself from neighbouring sweeps
 
 
@@ -74,13 +86,20 @@ def load_tables(dataroot: str | Path, version: str) -> Any:
                 ) from error
             if not isinstance(table, list):
                 raise DataError(f"{path}: broken table (not a list); unpack the {version} metadata archive again")
+            needed = _FIELDS.get(table_name, {"token"})
+            for number, row in enumerate(table):
+                if not isinstance(row, dict) or not needed <= row.keys():
+                    lacks = f"lacks {sorted(needed - row.keys())}" if isinstance(row, dict) else "is no object"
+                    raise DataError(
+                        f"{path}: broken table (entry {number} {lacks}); unpack the {version} metadata archive again"
+                    )
             return table
 
     try:
         return Tables(version=version, dataroot=str(dataroot), verbose=False)
-    except KeyError as error:
+    except _BROKEN as error:
         raise DataError(
-            f"{root}: the tables do not fit together (no entry {error}); unpack the {version} metadata archive again"
+            f"{root}: the tables do not fit together ({_reason(error)}); unpack the {version} metadata archive again"
         ) from error
     except AssertionError as error:  # the devkit insists on the map pictures of map.json
         raise DataError(
@@ -107,7 +126,7 @@ def open_split(
         raise ConfigError(f"--split={split}: unknown{suggest(split, official)}")
     leakage.check_lists({s: official[s] for s in ("train", "val", "test")}, "nuscenes-devkit's split lists")
     tables = load_tables(dataroot, version)
-    by_name = {scene["name"]: scene for scene in tables.scene}
+    by_name = {str(scene["name"]): scene for scene in tables.scene}
     scenes = [by_name[name] for name in official[split] if name in by_name]
     if not scenes:
         raise DataError(
@@ -119,18 +138,18 @@ def open_split(
         scene_of = {scene["token"]: scene["name"] for scene in scenes}
         ring = ring_of(_camera_poses(tables, tokens[0]), cameras, f"{dataroot} {version}")
         sample_scenes = [scene_of[tables.get("sample", token)["scene_token"]] for token in tokens]
-    except KeyError as error:
+    except _BROKEN as error:
         raise DataError(
-            f"{dataroot}: the {version} tables refer to an entry that is not there ({error}); unpack the metadata again"
+            f"{dataroot}: the {version} tables do not fit together ({_reason(error)}); unpack the metadata again"
         ) from error
 
     def describe(index: int) -> SamplePlan:
         token = tokens[index]
         try:
             return _describe(tables, token, scene_of, ring, sweeps)
-        except KeyError as error:
+        except _BROKEN as error:
             raise DataError(
-                f"sample {token!r}: its tables lack the entry {error}; unpack the {version} metadata again"
+                f"sample {token!r}: its {version} tables are broken ({_reason(error)}); unpack the metadata again"
             ) from error
 
     return Source(
@@ -149,12 +168,22 @@ def open_split(
     )
 
 
+def _reason(error: Exception) -> str:
+    return f"no entry {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+
+
 def _sample_tokens(tables: Any, scene: dict) -> list[str]:
-    tokens, token = [], scene["first_sample_token"]
+    tokens: dict[str, None] = {}
+    token = scene["first_sample_token"]
     while token:
-        tokens.append(token)
+        if token in tokens:
+            raise DataError(
+                f"{tables.table_root}/sample.json: the samples of {scene['name']} form a circle (`next` of"
+                f" {list(tokens)[-1]!r} leads back to {token!r}); unpack the metadata again"
+            )
+        tokens[token] = None
         token = tables.get("sample", token)["next"]
-    return tokens
+    return list(tokens)
 
 
 def _camera_poses(tables: Any, token: str) -> dict[str, np.ndarray]:
@@ -168,8 +197,10 @@ def _pose(tables: Any, table: str, token: str) -> np.ndarray:
     row = tables.get(table, token)
     try:
         return geometry.pose_matrix(row["rotation"], row["translation"])
-    except (DataError, ValueError, TypeError) as error:
-        raise DataError(f"{tables.table_root}/{table}.json, entry {token!r}: {error}") from error
+    except DataError as error:
+        raise DataError(
+            f"{tables.table_root}/{table}.json, entry {token!r}: {error}; unpack the metadata again"
+        ) from error
 
 
 def _sensor_to_ego(tables: Any, record: dict) -> np.ndarray:
@@ -178,6 +209,26 @@ def _sensor_to_ego(tables: Any, record: dict) -> np.ndarray:
 
 def _ego_to_global(tables: Any, record: dict) -> np.ndarray:
     return _pose(tables, "ego_pose", record["ego_pose_token"])
+
+
+def _native_size(tables: Any, record: dict) -> tuple[int, int]:
+    size = (record["height"], record["width"])
+    if not all(isinstance(n, int) and n > 0 for n in size):
+        raise DataError(
+            f"{tables.table_root}/sample_data.json, entry {record['token']!r}: height and width are {size};"
+            " unpack the metadata again"
+        )
+    return size
+
+
+def _intrinsics(tables: Any, calibration: dict) -> np.ndarray:
+    where = f"{tables.table_root}/calibrated_sensor.json, entry {calibration['token']!r}"
+    try:
+        matrix = np.array(calibration["camera_intrinsic"], np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: camera_intrinsic is no 3x3 matrix ({error}); unpack the metadata again") from error
+    geometry.check_intrinsics(matrix, where)
+    return matrix
 
 
 def _sweep(tables: Any, record: dict, *, drop_near: float = 0.0) -> Sweep:
@@ -193,6 +244,11 @@ def neighbours(tables: Any, record: dict, count: int) -> list[dict]:
         for side in ("prev", "next"):
             if ends[side][side] and len(found) < count:
                 ends[side] = tables.get("sample_data", ends[side][side])
+                if ends[side]["token"] in (record["token"], *(r["token"] for r in found)):
+                    raise DataError(
+                        f"{tables.table_root}/sample_data.json: the sweeps around {record['token']!r} form a circle;"
+                        " unpack the metadata again"
+                    )
                 found.append(ends[side])
     return found
 
@@ -211,8 +267,8 @@ def _describe(tables: Any, token: str, scene_of: dict[str, str], ring: list[str]
             CameraFrame(
                 name=name,
                 image=str(Path(tables.dataroot) / record["filename"]),
-                native_size=(int(record["height"]), int(record["width"])),
-                intrinsics=np.array(calibration["camera_intrinsic"], np.float64),
+                native_size=_native_size(tables, record),
+                intrinsics=_intrinsics(tables, calibration),
                 cam_to_ego=_sensor_to_ego(tables, record),
                 ego_to_global=_ego_to_global(tables, record),
                 timestamp_us=int(record["timestamp"]),

@@ -95,11 +95,13 @@ def take(source: Source, chosen: slice) -> Source:
     indices = range(total)[chosen]
     if total and not indices:
         raise ConfigError(f"--samples / --limit leave none of the {total} samples of split {source.split!r}")
+    part = len(indices) < total
     return dataclasses.replace(
         source,
         sample_ids=source.sample_ids[chosen],
         sample_scenes=source.sample_scenes[chosen],
-        complete=source.complete and len(indices) == total,
+        complete=source.complete and not part,
+        options=source.options | ({"whole_drive": False} if "whole_drive" in source.options and part else {}),
         describe=lambda i: source.describe(indices[i]),
     )
 

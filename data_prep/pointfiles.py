@@ -33,6 +33,8 @@ def read_points(path: str | Path, bin_columns: int = 5) -> np.ndarray:
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: unknown point cloud format {suffix!r}; expected one of {', '.join(SUFFIXES)}")
     data = read_bytes(path, "point cloud")
+    if not data:
+        raise DataError(f"{path}: the file is empty (0 bytes); get this file again")
     try:
         if suffix == ".bin":
             points = _bin(data, path, bin_columns)

@@ -2,49 +2,33 @@
 
 The split of the samples over shards depends on their number only. A shard appears under its name when it is whole; a
 small file in `.parts/` then says so with its statistics. `manifest.json` comes last. So a run that was killed at any
-moment leaves finished shards and temporary files: the next run keeps the former and deletes the latter.
+moment leaves finished shards and temporary files: the next run deletes the latter, and keeps the former where the
+samples are still described as then (calibration, poses, times, sizes of the files).
 """
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 from tqdm import tqdm
 
 from data_prep import manifest as manifests
-from data_prep.plan import BuildOptions, SamplePlan, Source, build_sample
-from fsmde_jax.data import schema, tfrecord
+from data_prep import shard as shards
+from data_prep.plan import BuildOptions, SamplePlan, Source
+from fsmde_jax.data import schema
+from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import DataError
 
 _MAX_PER_SHARD = 128  # about 60 MB at 352x640
 _MAX_SHARDS_SMALL = 16  # small splits still give this many workers something to do
 _PARTS = ".parts"
-_done: Any = None  # samples finished over all workers, for the progress bar
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One shard: sample plans, or (sample id, reason) where a sample could not even be described."""
-
-    path: Path
-    part: Path
-    plans: list[SamplePlan | tuple[str, str]]
-    cameras: list[str]
-    options: BuildOptions
-    on_error: str
-    fingerprint: str
 
 
 def shard_bounds(num_samples: int) -> list[tuple[int, int]]:
@@ -74,32 +58,52 @@ def convert(
         raise DataError(
             f"{source.dataset} {source.version}: split {source.split!r} has no samples here; nothing to convert"
         )
-    mark = manifests.fingerprint(source, options, sweeps)
+    identity = manifests.identity(source, options, sweeps)
+    bounds = shard_bounds(len(source.sample_ids))
     with _locked_folder(out):
         if (out / schema.MANIFEST_NAME).exists():
-            found = manifests.read_manifest(out)
-            if found.fingerprint != mark:
-                raise DataError(
-                    f"{out}: holds a finished conversion of other samples or options ({_describe(found)});"
-                    " choose another --out or delete it"
-                )
-            shutil.rmtree(out / _PARTS, ignore_errors=True)
-            print(f"{out}: already converted, {found.num_samples} samples, {len(found.skipped)} skipped; nothing to do")
-            return found
-        bounds = shard_bounds(len(source.sample_ids))
-        jobs, finished = _open_jobs(source, out, options, on_error, mark, bounds)
+            return _check_finished(source, out, identity, bounds)
+        jobs, finished = _open_jobs(source, out, options, on_error, identity, bounds)
         if finished:
             print(f"{out}: resuming, {len(finished)} of {len(bounds)} shards are done", file=sys.stderr)
         workers = min(workers, len(bounds) - len(finished))
         for index, part in _run(jobs, len(source.sample_ids), finished, bounds, workers):
             finished[index] = part
-        result = _manifest(source, options, sweeps, mark, [finished[i] for i in range(len(bounds))])
+        result = _manifest(source, options, sweeps, identity, [finished[i] for i in range(len(bounds))])
         try:
             manifests.write_metadata(out, result)
         except OSError as error:
             raise DataError(f"{out}: cannot write the manifest ({error.strerror}); free space and run again") from error
         shutil.rmtree(out / _PARTS, ignore_errors=True)
     return result
+
+
+def _check_finished(source: Source, out: Path, identity: str, bounds: list[tuple[int, int]]) -> schema.Manifest:
+    """The manifest of a finished folder, if it was made from the same samples, calibration, files and options."""
+    found = load_manifest(out)
+    bar = tqdm(bounds, desc="comparing with the source", unit="shard", leave=False)
+    digests = [manifests.plans_digest(_plans(source, first, last, "skip")) for first, last in bar]
+    if found.fingerprint != manifests.fingerprint(identity, digests):
+        raise DataError(
+            f"{out}: holds a finished conversion of other samples or options ({_describe(found)}), or the dataset's"
+            " calibration, poses, times or files changed since; choose another --out or delete it"
+        )
+    shutil.rmtree(out / _PARTS, ignore_errors=True)
+    print(f"{out}: already converted, {found.num_samples} samples, {len(found.skipped)} skipped; nothing to do")
+    return found
+
+
+def _plans(source: Source, first: int, last: int, on_error: str) -> list[SamplePlan | tuple[str, str]]:
+    """Descriptions of the samples [first, last); with "skip", (id, reason) of those that cannot be described."""
+    plans: list[SamplePlan | tuple[str, str]] = []
+    for k in range(first, last):
+        try:
+            plans.append(source.describe(k))
+        except DataError as error:
+            if on_error != "skip":
+                raise
+            plans.append((source.sample_ids[k], str(error)))
+    return plans
 
 
 @contextlib.contextmanager
@@ -109,7 +113,9 @@ def _locked_folder(out: Path) -> Iterator[None]:
         (out / _PARTS).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY)
     except OSError as error:
-        raise DataError(f"{out}: cannot make this records folder ({error.strerror}); choose another --out") from error
+        raise DataError(
+            f"{out}: cannot make this records folder ({error.strerror}: {error.filename}); choose another --out"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,65 +131,73 @@ def _locked_folder(out: Path) -> Iterator[None]:
 
 
 def _open_jobs(
-    source: Source, out: Path, options: BuildOptions, on_error: str, mark: str, bounds: list[tuple[int, int]]
-) -> tuple[Iterator[tuple[int, _Job]], dict[int, dict]]:
+    source: Source, out: Path, options: BuildOptions, on_error: str, identity: str, bounds: list[tuple[int, int]]
+) -> tuple[Iterator[tuple[int, shards.Job]], dict[int, dict]]:
     """Deletes leftovers; returns the shards still to do (described lazily) and the parts of those that are done."""
-    for leftover in [*out.glob("*.tmp-*"), *(out / _PARTS).glob("*.tmp-*")]:
-        leftover.unlink(missing_ok=True)
-    finished: dict[int, dict] = {}
-    paths = [
-        out / f"{schema.TFDS_NAME}-{source.split}.tfrecord-{i:05d}-of-{len(bounds):05d}" for i in range(len(bounds))
-    ]
+    prefix = f"{schema.TFDS_NAME}-{source.split}.tfrecord"
+    paths = [out / f"{prefix}-{i:05d}-of-{len(bounds):05d}" for i in range(len(bounds))]
     parts = [out / _PARTS / f"{p.name}.json" for p in paths]
-    for part in (out / _PARTS).glob("*.json"):
-        try:
-            content = json.loads(part.read_text())
-        except ValueError:
-            content = {}
-        if content.get("fingerprint") != mark or part not in parts:
-            raise DataError(
-                f"{out}: holds an unfinished conversion of other samples or options; delete it or choose another --out"
-            )
-        path = paths[parts.index(part)]
-        if path.is_file() and path.stat().st_size == content["shard"]["num_bytes"]:
-            finished[parts.index(part)] = content
+    finished = _finished_parts(source, out, identity, bounds, paths, parts)
+    planned = {p.name for p in paths} | {f"{p.name}.index" for p in paths}
+    strays = [p for p in out.glob(f"{schema.TFDS_NAME}-*.tfrecord-*") if p.name not in planned]
+    for leftover in [*out.glob("*.tmp-*"), *(out / _PARTS).glob("*.tmp-*"), *strays]:
+        leftover.unlink(missing_ok=True)
 
-    def jobs() -> Iterator[tuple[int, _Job]]:
+    def jobs() -> Iterator[tuple[int, shards.Job]]:
         for i, (first, last) in enumerate(bounds):
-            if i in finished:
-                continue
-            plans: list[SamplePlan | tuple[str, str]] = []
-            for k in range(first, last):
-                try:
-                    plans.append(source.describe(k))
-                except DataError as error:
-                    if on_error != "skip":
-                        raise
-                    plans.append((source.sample_ids[k], str(error)))
-            yield i, _Job(paths[i], parts[i], plans, source.cameras, options, on_error, mark)
+            if i not in done:
+                plans = _plans(source, first, last, on_error)
+                digest = manifests.plans_digest(plans)
+                yield i, shards.Job(paths[i], parts[i], plans, source.cameras, options, on_error, identity, digest)
 
-    return jobs(), dict(finished)
+    done = frozenset(finished)
+    return jobs(), finished
+
+
+def _finished_parts(
+    source: Source, out: Path, identity: str, bounds: list[tuple[int, int]], paths: list[Path], parts: list[Path]
+) -> dict[int, dict]:
+    """The parts of shards that are done; `DataError` if they were made of anything else than what is described now."""
+    finished: dict[int, dict] = {}
+    refused = "delete it or choose another --out"
+    for part in sorted((out / _PARTS).glob("*.json")):
+        try:
+            content = json.loads(part.read_bytes())
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or content.get("identity") != identity or part not in parts:
+            raise DataError(f"{out}: holds an unfinished conversion of other samples or options; {refused}")
+        index = parts.index(part)
+        if not paths[index].is_file() or paths[index].stat().st_size != content["shard"]["num_bytes"]:
+            continue  # made again
+        if content["plans"] != manifests.plans_digest(_plans(source, *bounds[index], "skip")):
+            raise DataError(
+                f"{out}: holds an unfinished conversion, and the dataset's calibration, poses, times or files changed"
+                f" since ({paths[index].name}); {refused}"
+            )
+        finished[index] = content
+    return finished
 
 
 def _run(
-    jobs: Iterator[tuple[int, _Job]], num_samples: int, finished: dict, bounds: list, workers: int
+    jobs: Iterator[tuple[int, shards.Job]], num_samples: int, finished: dict, bounds: list, workers: int
 ) -> Iterator[tuple[int, dict]]:
     """Converts the shards; at most 2 per worker are described ahead, so memory does not grow with the dataset."""
-    global _done
     already = sum(bounds[i][1] - bounds[i][0] for i in finished)
     context = multiprocessing.get_context("spawn")
-    _done = context.Value("q", 0)
+    shards.done = context.Value("q", 0)
     bar = tqdm(total=num_samples, initial=already, unit="rig", desc="converting", dynamic_ncols=True)
 
     def refresh() -> None:
-        bar.update(already + _done.value - bar.n)
+        bar.update(already + shards.done.value - bar.n)
 
     with bar:
         if workers <= 1:
             for index, job in jobs:
-                yield index, _convert_shard(job, refresh)
+                yield index, shards.convert_shard(job, refresh)
             return
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (_done, os.getpid()))
+        others = multiprocessing.active_children()
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, shards.start_worker, (shards.done, os.getpid()))
         waiting: dict[concurrent.futures.Future, int] = {}
         try:
             more = True
@@ -192,7 +206,7 @@ def _run(
                     following = next(jobs, None)
                     more = following is not None
                     if following is not None:
-                        waiting[pool.submit(_convert_shard, following[1])] = following[0]
+                        waiting[pool.submit(shards.convert_shard, following[1])] = following[0]
                 ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
                 refresh()
                 for future in ready:
@@ -202,75 +216,15 @@ def _run(
                 "a worker process died, most likely for lack of memory;"
                 " run again with fewer --workers (finished shards are kept)"
             ) from error
+        except KeyboardInterrupt:  # half-done shards are made again, so nobody waits for them
+            for worker in set(multiprocessing.active_children()) - set(others):
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(done: Any, parent: int) -> None:
-    """Set-up of a worker process: one thread of OpenCV, and no life after the parent's."""
-    global _done
-    _done = done
-    cv2.setNumThreads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _convert_shard(job: _Job, refresh: Any = None) -> dict:
-    """Writes one shard, its index and its part file; returns the part."""
-    statistics = manifests.new_statistics(job.cameras)
-    skipped: list[dict[str, str]] = []
-
-    def records() -> Iterator[bytes]:
-        for plan in job.plans:
-            if isinstance(plan, SamplePlan):
-                try:
-                    sample = build_sample(plan, job.options)
-                    data = schema.encode(sample)
-                except DataError as error:
-                    if job.on_error != "skip":
-                        raise DataError(
-                            f"sample {plan.sample_id!r}: {error}\n(--on_error skip leaves such samples out and"
-                            " lists them)"
-                        ) from error
-                    skipped.append({"sample_id": plan.sample_id, "reason": str(error)})
-                else:
-                    manifests.add_sample(statistics, sample)
-                    yield data
-            else:
-                skipped.append({"sample_id": plan[0], "reason": plan[1]})
-            if _done is not None:
-                with _done.get_lock():
-                    _done.value += 1
-            if refresh:
-                refresh()
-
-    count = tfrecord.write_records(job.path, records())
-    part = {
-        "fingerprint": job.fingerprint,
-        "shard": {
-            "name": job.path.name,
-            "num_records": count,
-            "num_bytes": job.path.stat().st_size,
-            "sha256": manifests.file_sha256(job.path),
-        },
-        "statistics": statistics,
-        "skipped": skipped,
-    }
-    try:
-        tfrecord.write_atomically(job.part, json.dumps(part).encode())
-    except OSError as error:
-        raise DataError(
-            f"{job.part}: cannot write ({error.strerror}); free space and run again, finished shards are kept"
-        ) from error
-    return part
-
-
-def _manifest(source: Source, options: BuildOptions, sweeps: int, mark: str, parts: list[dict]) -> schema.Manifest:
+def _manifest(source: Source, options: BuildOptions, sweeps: int, identity: str, parts: list[dict]) -> schema.Manifest:
     skipped = [s for part in parts for s in part["skipped"]]
     statistics = manifests.merge_statistics([part["statistics"] for part in parts], source.cameras)
     focal = statistics.pop("focal")
@@ -295,7 +249,7 @@ def _manifest(source: Source, options: BuildOptions, sweeps: int, mark: str, par
         options={**source.options, "jpeg_quality": options.jpeg_quality},
         skipped=skipped,
         statistics=statistics,
-        fingerprint=mark,
+        fingerprint=manifests.fingerprint(identity, [part["plans"] for part in parts]),
     )
 
 

@@ -1,9 +1,6 @@
-"""The description of a user's own rig: `rig.yaml`, and the ego poses beside it (docs/custom_data.md has the format)."""
+"""The description of a user's own rig: `rig.yaml` (docs/custom_data.md has the format)."""
 
-import csv
 import dataclasses
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +53,11 @@ def read_rig(path: str | Path) -> Rig:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"--rig={path}: cannot read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"--rig={path}: broken YAML ({error})") from error
     _check_keys(content, _TOP_KEYS, {"cameras"}, str(path))
@@ -74,7 +73,7 @@ def read_rig(path: str | Path) -> Rig:
         if content.get(key) is not None and content[key] not in known:
             raise ConfigError(f"{path}: {key} = {content[key]!r}{suggest(str(content[key]), known)}")
     try:
-        return Rig(
+        rig = Rig(
             name=str(content.get("name", path.stem)),
             cameras={str(n): _camera(str(n), c, path) for n, c in content["cameras"].items()},
             sensor_to_ego=_transform(lidar.get("sensor_to_ego", np.eye(4).tolist()), f"{path}, lidar, sensor_to_ego"),
@@ -88,6 +87,28 @@ def read_rig(path: str | Path) -> Rig:
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: a value has the wrong type ({error})") from error
+    if not 0 <= rig.min_depth < rig.max_depth < np.inf:
+        raise ConfigError(
+            f"{path}: min_depth = {rig.min_depth:g}, max_depth = {rig.max_depth:g}; expected 0 <= min_depth < max_depth"
+        )
+    if rig.bin_columns < 3 or not rig.tolerance_ms >= 0:
+        raise ConfigError(f"{path}: bin_columns must be 3 or more, tolerance_ms 0 or more")
+    return rig
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, but a key that is there twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _check_keys(content: Any, known: set[str], needed: set[str], where: str) -> None:
@@ -103,10 +124,15 @@ def _check_keys(content: Any, known: set[str], needed: set[str], where: str) -> 
 def _camera(name: str, content: Any, path: Path) -> RigCamera:
     where = f"{path}, camera {name}"
     _check_keys(content, _CAMERA_KEYS, {"image_size", "intrinsics", "cam_to_ego"}, where)
-    lens = np.asarray(content.get("distortion") or [0.0], np.float64)
-    if np.any(lens != 0):
+    given = content.get("distortion") or [0.0]
+    values = list(given.values()) if isinstance(given, dict) else given
+    try:
+        pinhole = not np.any(np.asarray(values, np.float64))
+    except (TypeError, ValueError):
+        pinhole = False
+    if not pinhole:
         raise DataError(
-            f"{where}: lens distortion {lens.tolist()}, but records hold pinhole images; undistort the images once with"
+            f"{where}: lens distortion {given}, but records hold pinhole images; undistort the images once with"
             " cv2.undistort(image, K, distortion, None, K_new), K_new from cv2.getOptimalNewCameraMatrix"
             " (cv2.fisheye.undistortImage for fisheye lenses), then write K_new here and leave distortion out"
         )
@@ -114,11 +140,17 @@ def _camera(name: str, content: Any, path: Path) -> RigCamera:
     if isinstance(k, dict):
         _check_keys(k, {"fx", "fy", "cx", "cy"}, {"fx", "fy", "cx", "cy"}, f"{where}, intrinsics")
         k = [[k["fx"], 0.0, k["cx"]], [0.0, k["fy"], k["cy"]], [0.0, 0.0, 1.0]]
-    matrix = np.asarray(k, np.float64)
+    matrix = _numbers(k, f"{where}, intrinsics")
     geometry.check_intrinsics(matrix, f"{where}, intrinsics")
     size = content["image_size"]
     if not isinstance(size, list) or len(size) != 2 or any(not isinstance(x, int) or x < 1 for x in size):
         raise ConfigError(f"{where}: image_size = {size}; expected [height, width]")
+    cx, cy = matrix[0, 2], matrix[1, 2]
+    if not (0 <= cx <= size[1] and 0 <= cy <= size[0]):
+        raise ConfigError(
+            f"{where}, intrinsics: the principal point ({cx:g}, {cy:g}) lies outside the {size[0]}x{size[1]} image"
+            " (height x width); is this the calibration of another resolution?"
+        )
     mask = content.get("mask")
     return RigCamera(
         folder=str(content.get("images", name)),
@@ -133,76 +165,20 @@ def _transform(content: Any, where: str) -> np.ndarray:
     """[4, 4] from a 4x4 or 3x4 matrix, or from {quaternion: [w, x, y, z], translation: [x, y, z]}."""
     if isinstance(content, dict):
         _check_keys(content, {"quaternion", "translation"}, {"quaternion", "translation"}, where)
-        if len(content["translation"]) != 3:
-            raise ConfigError(f"{where}: translation needs three numbers, got {content['translation']}")
-        matrix = geometry.pose_matrix(content["quaternion"], content["translation"])
+        try:
+            matrix = geometry.pose_matrix(content["quaternion"], content["translation"])
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
     else:
-        matrix = np.asarray(content, np.float64)
+        matrix = _numbers(content, where)
         if matrix.shape == (3, 4):
             matrix = np.concatenate([matrix, [[0.0, 0.0, 0.0, 1.0]]])
     geometry.check_rigid(matrix, where)
     return matrix
 
 
-class Poses:
-    """ego_to_global over time: exact rows, or between two rows by slerp and linear interpolation.
-
-    Rows may name a sensor (a camera or `lidar`): those are used for this sensor only, and before the others.
-    """
-
-    def __init__(self, rows: Iterable[dict[str, Any]], where: str):
-        self.where = where
-        tables: dict[str, dict[int, np.ndarray]] = {}
-        for number, row in enumerate(rows, 1):
-            try:
-                values = [float(row[k]) for k in ("qw", "qx", "qy", "qz", "x", "y", "z")]
-                time = int(row["timestamp_us"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{where}, row {number}: expected timestamp_us,x,y,z,qw,qx,qy,qz (and sensor), problem: {error}"
-                ) from error
-            if not np.all(np.isfinite(values)):
-                raise DataError(f"{where}, row {number}: numbers that are not finite")
-            tables.setdefault(str(row.get("sensor") or ""), {})[time] = geometry.pose_matrix(values[:4], values[4:])
-        if not tables:
-            raise DataError(f"{where}: holds no pose")
-        self._tables = {name: (np.array(sorted(t)), [t[k] for k in sorted(t)]) for name, t in tables.items()}
-
-    def at(self, sensor: str, time_us: int) -> np.ndarray:
-        """ego_to_global [4, 4] of a sensor's time; `DataError` outside the rows' range."""
-        if not ("" in self._tables or sensor in self._tables):
-            raise DataError(f"{self.where}: no rows for sensor {sensor!r}")
-        times, poses = self._tables.get(sensor) or self._tables[""]
-        after = int(np.searchsorted(times, time_us))
-        if after < len(times) and times[after] == time_us:
-            return poses[after]
-        if after == 0 or after == len(times):
-            raise DataError(
-                f"{self.where}: no pose at {time_us} us for {sensor!r}; rows reach from {times[0]} to {times[-1]}"
-            )
-        share = (time_us - times[after - 1]) / (times[after] - times[after - 1])
-        return interpolate(poses[after - 1], poses[after], float(share))
-
-
-def interpolate(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """Pose [4, 4] between two: constant turn (slerp) and straight, even motion."""
-    from scipy.spatial.transform import Rotation
-
-    turn = Rotation.from_matrix(first[:3, :3].T @ second[:3, :3]).as_rotvec()
-    result = np.eye(4)
-    result[:3, :3] = first[:3, :3] @ Rotation.from_rotvec(share * turn).as_matrix()
-    result[:3, 3] = (1 - share) * first[:3, 3] + share * second[:3, 3]
-    return result
-
-
-def read_poses(path: str | Path) -> Poses:
-    """Poses of a .csv with a header line, or of a .json list of the same rows."""
-    path = Path(path)
+def _numbers(content: Any, where: str) -> np.ndarray:
     try:
-        text = path.read_text()
-        rows = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
-    except OSError as error:
-        raise ConfigError(f"--poses={path}: cannot read ({error.strerror})") from error
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: broken file ({error})") from error
-    return Poses(rows, str(path))
+        return np.asarray(content, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: expected a matrix of numbers, got {content} ({error})") from error

@@ -1,7 +1,7 @@
 """Checks finished records: `python -m data_prep.verify R [R2 ...] [--overlay out.png]`.
 
 Everything is read again: checksums of files and records, schema, images, counts and statistics of the manifest. Several
-folders are also checked against each other: no scene and no sample may be in a training and in a held-out split.
+folders are also compared with each other: no scene and no sample may be in two splits of different use.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from data_prep import leakage, overlay
 from data_prep import manifest as manifests
 from data_prep.images import decode_image
 from fsmde_jax.data import schema, tfrecord
+from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 
 
@@ -29,7 +30,7 @@ def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
       DataError: the first thing that is wrong, naming the file or the record.
     """
     folder = Path(folder)
-    found = manifests.read_manifest(folder)
+    found = load_manifest(folder)
     _check_files(folder, found)
     statistics = manifests.new_statistics(found.cameras)
     ids: set[str] = set()
@@ -56,6 +57,8 @@ def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
     if len(ids) != found.num_samples:
         raise DataError(f"{folder}: {len(ids)} samples, the manifest says {found.num_samples}; convert again")
     focal = statistics.pop("focal")
+    if focal is None:
+        raise DataError(f"{folder}: holds no sample; convert again")
     if statistics != found.statistics or not np.allclose(focal, found.focal_by_width):
         raise DataError(f"{folder}: the manifest's statistics are not those of the records; convert again")
     if not scenes <= set(found.scenes):
@@ -81,7 +84,10 @@ def _check_files(folder: Path, found: schema.Manifest) -> None:
         except (OSError, ValueError) as error:
             raise DataError(f"{folder / name}: missing or broken TFDS metadata ({error}); convert again") from error
         if name == "dataset_info.json":
-            lengths = [int(n) for n in content["splits"][0]["shardLengths"]]
+            try:
+                lengths = [int(n) for n in content["splits"][0]["shardLengths"]]
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise DataError(f"{folder / name}: no shard lengths in it ({error!r}); convert again") from error
             if lengths != [shard["num_records"] for shard in found.shards]:
                 raise DataError(f"{folder / name}: shard lengths differ from the manifest; convert again")
 
@@ -108,7 +114,7 @@ def describe(found: schema.Manifest) -> Iterator[str]:
     """Lines of text with what a records folder holds."""
     size = "native" if found.image_size is None else f"{found.image_size[0]}x{found.image_size[1]}"
     megabytes = sum(shard["num_bytes"] for shard in found.shards) / 1e6
-    kind = "the complete official split" if found.complete_split else "a subset"
+    kind = manifests.kind(found)
     yield f"{found.dataset} {found.source_version}, split {found.split}: {kind}, n = {found.num_samples}"
     yield f"{len(found.scenes)} scenes, {len(found.cameras)} cameras, images {size}"
     yield f"{megabytes:.1f} MB in {len(found.shards)} shards"
@@ -151,10 +157,11 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{folder}: whole, all checksums are right")
             print("\n".join(f"  {line}".rstrip() for line in describe(found)))
         for (a, (first, ids_a)), (b, (second, ids_b)) in itertools.combinations(checked.items(), 2):
-            leakage.check_manifests(first, second, (a, b))
-            if leakage.use_of(first.split) != leakage.use_of(second.split) and ids_a & ids_b:
-                raise DataError(f"{a} and {b} share {len(ids_a & ids_b)} samples; evaluation would see training data")
-            print(f"{a} and {b}: no scene is in both a training and a held-out split")
+            said = leakage.check_manifests(first, second, (a, b))
+            shared = len(ids_a & ids_b) if first.dataset == second.dataset else 0
+            if shared and not leakage.may_share(first.split, second.split):
+                raise DataError(f"{a} and {b} share {shared} samples; evaluation would see training data")
+            print(said + (f"; {shared} samples are in both" if shared else ""))
         if args.overlay:
             _write_overlay(args.records[0], checked[args.records[0]][0], args.sample, args.overlay)
 

@@ -107,9 +107,9 @@ def quaternion_to_rotation(wxyz: Array) -> np.ndarray:
     Raises:
       DataError: the quaternion is not finite or has no direction.
     """
-    q = np.asarray(wxyz, np.float64)
-    norm = float(np.linalg.norm(q))
-    if q.shape != (4,) or not np.isfinite(norm) or norm < 1e-8:
+    q = _vector(wxyz, 4)
+    norm = 0.0 if q is None else float(np.linalg.norm(q))
+    if q is None or not np.isfinite(norm) or norm < 1e-8:
         raise DataError(f"a rotation quaternion needs four finite numbers (w, x, y, z), not all zero; got {wxyz}")
     w, x, y, z = q / norm
     return np.array(
@@ -121,11 +121,27 @@ def quaternion_to_rotation(wxyz: Array) -> np.ndarray:
     )
 
 
+def _vector(values: Any, length: int) -> np.ndarray | None:
+    """[length] float64, or None if `values` are not that many finite numbers."""
+    try:
+        vector = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        return None
+    return vector if vector.shape == (length,) and np.all(np.isfinite(vector)) else None
+
+
 def pose_matrix(rotation_wxyz: Array, translation: Array) -> np.ndarray:
-    """Rigid transform [4, 4] float64 from a quaternion (w, x, y, z) and a translation [3] in metres."""
+    """Rigid transform [4, 4] float64 from a quaternion (w, x, y, z) and a translation [3] in metres.
+
+    Raises:
+      DataError: either has the wrong length or numbers that are not finite.
+    """
+    moved = _vector(translation, 3)
+    if moved is None:
+        raise DataError(f"a translation needs three finite numbers (x, y, z); got {translation}")
     matrix = np.eye(4)
     matrix[:3, :3] = quaternion_to_rotation(rotation_wxyz)
-    matrix[:3, 3] = np.asarray(translation, np.float64)
+    matrix[:3, 3] = moved
     return matrix
 
 

@@ -15,6 +15,19 @@ SMALL = (45, 80)  # image height and width
 RIG_OF_3 = {name: boxes.NUSCENES_CAMERAS[name] for name in ("CAM_FRONT", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")}
 DGP_START = "2019-05-01T10:00:"
 
+# The converter, with a pause in every sample so that there is time to kill it half-way.
+SLOW_CONVERTER = """
+import time
+from data_prep import nuscenes, shard
+build = shard.build_sample
+def slow(*arguments):
+    time.sleep(0.1)
+    return build(*arguments)
+shard.build_sample = slow
+if __name__ == "__main__":
+    nuscenes.main()
+"""
+
 
 def nuscenes(out: Path, frames=(3, 2), size=SMALL, cameras=None, beams=16, columns=180) -> Path:
     """A nuScenes dataroot, tiny and quick."""

@@ -97,7 +97,7 @@ def test_mask_table_chooses_the_set(index, tmp_path, kind):
 def test_a_table_that_would_run_code_is_refused(index, tmp_path):
     shutil.copytree(index.parent / "masks" / "0", tmp_path / "0")
     (tmp_path / "mask_idx_dict.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(DataError, match=r"mask_idx_dict\.pkl.*os\.system"):
+    with pytest.raises(DataError, match=r"mask_idx_dict\.pkl.*os\.system.*scene_to_set\.json instead"):
         ddad.MaskSets(tmp_path)
 
 
@@ -185,6 +185,19 @@ def test_missing_datum_is_named(copy):
     source.describe(0)
     with pytest.raises(DataError, match="sample 1 has no datum of CAMERA_05"):
         source.describe(1)
+
+
+def test_scenes_are_read_twice_at_most(tmp_path, monkeypatch):
+    """Once for the sample ids, once for the descriptions; more scenes than the cache holds."""
+    index = rendered.dgp(tmp_path / "d", tuple((f"{k:06d}", "1") for k in range(6)), frames=2, masks=False)
+    reads = []
+    read = dgp.read_json
+    monkeypatch.setattr(dgp, "read_json", lambda path: reads.append(path) or read(path))
+    source = ddad.open_split(index, "val")
+    for i in range(len(source.sample_ids)):
+        source.describe(i)
+    scenes = [p for p in reads if p.name.startswith("scene_")]
+    assert len(source.sample_ids) == 12 and all(scenes.count(p) == 2 for p in set(scenes)), scenes
 
 
 def test_timestamps():

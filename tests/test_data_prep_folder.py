@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from data_prep import ddad, folder, rig_yaml
-from data_prep.manifest import read_manifest
+from data_prep import ddad, folder, rig_yaml, verify
+from data_prep import poses as poses_module
 from data_prep.plan import BuildOptions, build_sample
 from fsmde_jax import geometry
+from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import ConfigError, DataError
 from tests import rendered
 
@@ -58,7 +59,7 @@ def test_export_gives_the_same_labels(rig, tmp_path):
     folder.main(
         [*argv, "--out", str(tmp_path / "r"), "--workers", "1", "--split", "val", "--scene", "drive 7", "--sweeps", "1"]
     )
-    found = read_manifest(tmp_path / "r")
+    found = load_manifest(tmp_path / "r")
     assert (found.dataset, found.split, found.scenes, found.image_size) == ("folder", "val", ["drive 7"], None)
     assert found.source_version == "exported" and found.sweeps == 1 and found.max_depth == 200
 
@@ -145,7 +146,7 @@ def test_poses_between_rows():
         },  # 90 degrees, other sign
         {"timestamp_us": 0, "x": 9, "y": 9, "z": 9, "qw": 1, "qx": 0, "qy": 0, "qz": 0, "sensor": "lidar"},
     ]
-    poses = rig_yaml.Poses(rows, "poses")
+    poses = poses_module.Poses(rows, "poses")
     angle = np.deg2rad(22.5)
     expected = [
         [np.cos(angle), -np.sin(angle), 0, 1],
@@ -193,13 +194,29 @@ def cam(content):
         (lambda c: c.update(camras={}), "unknown key 'camras'; did you mean 'cameras'"),
         (lambda c: c.pop("cameras"), "missing cameras"),
         (lambda c: cam(c).update(intrinsic=1), "camera CAMERA_05: unknown key 'intrinsic'; did you mean 'intrinsics'"),
-        (lambda c: cam(c).update(distortion=[0, 0.1]), r"CAMERA_05: lens distortion \[0\.0, 0\.1\].*cv2\.undistort"),
+        (lambda c: cam(c).update(distortion=[0, 0.1]), r"CAMERA_05: lens distortion \[0, 0\.1\].*cv2\.undistort"),
         (lambda c: cam(c).update(intrinsics=np.zeros((3, 3)).tolist()), "CAMERA_05, intrinsics: singular"),
         (lambda c: cam(c).update(cam_to_ego=np.diag([2.0, 2, 2, 1]).tolist()), "CAMERA_05, cam_to_ego: not a rigid"),
         (lambda c: cam(c).update(cam_to_ego=np.diag([-1.0, 1, 1, 1]).tolist()), "CAMERA_05, cam_to_ego: not a rigid"),
         (lambda c: cam(c).update(image_size="big"), r"image_size = big; expected \[height, width\]"),
         (lambda c: c.update(point_rule="trunc"), "point_rule = 'trunc'; did you mean 'truncate'"),
         (lambda c: c.update(max_depth="far"), "wrong type"),
+        (lambda c: c.update(min_depth=80, max_depth=80), r"min_depth = 80, max_depth = 80; expected 0 <= min_depth <"),
+        (lambda c: c.update(bin_columns=2), "unknown key 'bin_columns'"),
+        (lambda c: c.update(lidar={"bin_columns": 2}), "bin_columns must be 3 or more"),
+        (lambda c: cam(c)["intrinsics"][0].__setitem__(2, 500.0), r"principal point \(500, .*another resolution\?"),
+        (lambda c: cam(c)["intrinsics"][1].__setitem__(2, -1.0), "principal point .*another resolution"),
+        (lambda c: cam(c).update(intrinsics=[[1, 2], [3]]), "CAMERA_05, intrinsics: expected a matrix of numbers"),
+        (
+            lambda c: cam(c).update(cam_to_ego={"quaternion": [1, 0, 0, 0], "translation": 5}),
+            "CAMERA_05, cam_to_ego: a translation needs three finite numbers .*got 5",
+        ),
+        (
+            lambda c: cam(c).update(cam_to_ego={"quaternion": [1, 0, 0], "translation": [1, 2, 3]}),
+            "CAMERA_05, cam_to_ego: a rotation quaternion needs four",
+        ),
+        (lambda c: cam(c).update(distortion={"k1": -0.1}), r"CAMERA_05: lens distortion .*k1.*cv2\.undistort"),
+        (lambda c: cam(c).update(distortion="none"), r"CAMERA_05: lens distortion none.*cv2\.undistort"),
     ],
 )  # fmt: skip
 def test_wrong_rig_files_are_named(rig, change, message):
@@ -238,5 +255,50 @@ def test_the_documented_example_works(tmp_path):
     rig = rig_yaml.read_rig(tmp_path / "rig.yaml")
     yaws = {n: round(float(np.rad2deg(geometry.optical_yaw(c.cam_to_ego)))) for n, c in rig.cameras.items()}
     assert yaws == {"front": 0, "left": 90, "right": -90} and rig.cameras["right"].folder == "right_camera"
-    middle = rig_yaml.read_poses(tmp_path / "poses.csv").at("front", 1556704800050000)
+    middle = poses_module.read_poses(tmp_path / "poses.csv").at("front", 1556704800050000)
     np.testing.assert_allclose(middle[:3, 3], [0.9, 0, 0], atol=1e-9)
+
+
+def test_keys_that_are_there_twice_are_refused(rig):
+    paths, _ = rig
+    text = paths["rig_path"].read_text()
+    paths["rig_path"].write_text(text + "\nmax_depth: 80\n")
+    with pytest.raises(ConfigError, match=r"(?s)broken YAML.*'max_depth' is there twice"):
+        folder.open_folder(**paths)
+    paths["rig_path"].write_bytes(text.encode() + b"\n# caf\xe9\n")
+    with pytest.raises(DataError, match=r"rig\.yaml: not UTF-8"):
+        folder.open_folder(**paths)
+
+
+def test_gaps_between_poses_are_not_bridged():
+    row = {"x": 0, "y": 0, "z": 0, "qw": 1, "qx": 0, "qy": 0, "qz": 0}
+    poses = poses_module.Poses([{**row, "timestamp_us": t} for t in (0, 1_000_000, 2_000_001)], "poses.csv")
+    assert poses.at("front", 999_999).shape == poses.at("front", 2_000_001).shape == (4, 4)
+    with pytest.raises(DataError, match=r"poses\.csv: no pose near 1500000 us .* 1\.0 s apart, at most 1 s"):
+        poses.at("front", 1_500_000)
+
+
+def test_dotfiles_and_doubled_names(tmp_path):
+    for name in ("1.png", "2.png", "._1.png", ".hidden.jpg"):
+        (tmp_path / name).touch()
+    assert [p.name for p in folder.list_recording(tmp_path, (".png", ".jpg"), "us").paths] == ["1.png", "2.png"]
+    (tmp_path / "2.jpg").touch()
+    with pytest.raises(DataError, match=r"2\.jpg and 2\.png have the same name"):
+        folder.list_recording(tmp_path, (".png", ".jpg"), "us")
+
+
+def test_a_drive_is_never_an_official_split(rig, tmp_path, capsys):
+    paths, _ = rig
+    assert not folder.open_folder(**paths).complete
+    flags = {"--rig": "rig_path", "--images": "images", "--lidar": "lidar", "--poses": "poses"}
+    argv = [x for flag, key in flags.items() for x in (flag, str(paths[key]))] + ["--workers", "1"]
+    folder.main([*argv, "--out", str(tmp_path / "all")])
+    assert "3 samples (all samples of this drive)" in capsys.readouterr().out
+    assert not load_manifest(tmp_path / "all").complete_split
+    folder.main([*argv, "--out", str(tmp_path / "two"), "--limit", "2"])
+    assert "2 samples (a subset)" in capsys.readouterr().out
+    verify.main([str(tmp_path / "all")])
+    assert "split train: all samples of this drive, n = 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        folder.main([*argv, "--out", str(tmp_path / "x"), "--split", "my/val"])
+    assert "--split=my/val: expected letters, digits" in capsys.readouterr().err

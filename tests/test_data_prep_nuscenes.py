@@ -8,10 +8,10 @@ import pytest
 
 from data_prep import boxes, nuscenes
 from data_prep.lidar_depth import pixel_of
-from data_prep.manifest import read_manifest
 from data_prep.plan import BuildOptions, build_sample, take
 from fsmde_jax import geometry
 from fsmde_jax.data import schema, tfrecord
+from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import ConfigError, DataError
 from tests import rendered
 
@@ -24,7 +24,7 @@ def root(tmp_path_factory):
 
 
 def records(folder):
-    found = read_manifest(folder)
+    found = load_manifest(folder)
     reader = tfrecord.TFRecordReader([folder / s["name"] for s in found.shards])
     return found, [schema.decode(reader[i]) for i in range(len(reader))]
 
@@ -188,13 +188,56 @@ def test_broken_tables_are_named(root, tmp_path):
     with pytest.raises(DataError, match=r"ego_pose\.json: missing table"):
         opening()
     (tables / "ego_pose.json").write_text("[]")
-    with pytest.raises(DataError, match="tables lack the entry"):
+    with pytest.raises(DataError, match=r"tables are broken \(no entry"):
         opening().describe(0)
     (tables / "ego_pose.json").write_text(text)
     maps = json.loads((tables / "map.json").read_text())
     (tables / "map.json").write_text(json.dumps([{**maps[0], "filename": "maps/none.png"}]))
     with pytest.raises(DataError, match=r"none\.png.*unpack"):
         opening()
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("scene", lambda t: t.__setitem__(slice(None), [1, 2]), r"scene\.json: broken table \(entry 0 is no object"),
+        ("sample", lambda t: t[1].pop("next"), r"sample\.json: broken table \(entry 1 lacks \['next'\]"),
+        ("sample", lambda t: t[2].update(next=t[0]["token"]), r"sample\.json: the samples of scene-0061 form a circle"),
+        ("sample", lambda t: t[0].update(next="gone"), "do not fit together .*no entry 'gone'"),
+        ("sample_data", lambda t: t[0].update(height=None), r"sample_data\.json, entry .*height and width are \(None"),
+        ("sample_data", lambda t: t[0].update(timestamp=None), "its v1.0-mini tables are broken .*TypeError"),
+        ("ego_pose", lambda t: t[0].update(translation=[1, 2]), r"ego_pose\.json, entry .*three finite .*unpack"),
+        ("ego_pose", lambda t: t[0].update(translation=[1, 2, float("nan")]), r"ego_pose\.json, entry .*three finite"),
+        ("ego_pose", lambda t: t[0].update(rotation=[[1], [2, 3]]), r"ego_pose\.json, entry .*quaternion needs four"),
+        ("ego_pose", lambda t: t[0].update(rotation=None), r"ego_pose\.json, entry .*quaternion needs four"),
+        (
+            "calibrated_sensor",
+            lambda t: t[0].update(camera_intrinsic=[[1, 0, 0], [1]]),
+            r"calibrated_sensor\.json, entry .*camera_intrinsic is no 3x3 matrix .*unpack",
+        ),
+        ("calibrated_sensor", lambda t: t[0].update(camera_intrinsic=[]), r"calibrated_sensor\.json, entry .*3x3"),
+        ("calibrated_sensor", lambda t: t[0].update(sensor_token=["a"]), "do not fit together .*TypeError.*unpack"),
+    ],
+)
+def test_damaged_entries_are_named(root, tmp_path, table, change, message):
+    shutil.copytree(root, tmp_path / "d")
+    path = tmp_path / "d" / "v1.0-mini" / f"{table}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        nuscenes.open_split(tmp_path / "d", "v1.0-mini", "mini_train").describe(0)
+
+
+def test_a_circle_of_sweeps_is_refused(root, tmp_path):
+    shutil.copytree(root, tmp_path / "d")
+    path = tmp_path / "d" / "v1.0-mini" / "sample_data.json"
+    rows = json.loads(path.read_text())
+    sweeps = [r for r in rows if r["filename"].endswith(".bin")]
+    sweeps[1]["next"] = sweeps[0]["token"]
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="form a circle"):
+        nuscenes.open_split(tmp_path / "d", "v1.0-mini", "mini_train", sweeps=6).describe(0)
 
 
 def test_missing_devkit_says_how_to_install(monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 
 import cv2
 import numpy as np
@@ -97,6 +98,7 @@ def test_point_files_round_trip(tmp_path, kind):
         ("a.pcd", b"FIELDS a b\nSIZE 4 4\nTYPE F F\nPOINTS 1\nDATA ascii\n1 2\n", r"no field \['x', 'y', 'z'\]"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement face 1\nend_header\n", "expected 'vertex'"),
         ("a.las", b"", "unknown point cloud format '.las'"),
+        ("a.bin", b"", r"the file is empty \(0 bytes\)"),
     ],
 )
 def test_wrong_point_files_are_named(tmp_path, name, content, message):
@@ -199,6 +201,43 @@ def test_wrong_images_are_named(tmp_path, picture):
         images.prepare_image(tmp_path / "deep.png", (90, 160), None, 95)
 
 
+@pytest.mark.parametrize("image_size", [None, (45, 80)])
+def test_a_damaged_middle_of_a_jpeg_is_found(tmp_path, capfd, image_size):
+    """The end marker is there, OpenCV decodes, half of the picture is grey: only libjpeg's warning tells."""
+    picture = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
+    data = images.encode_jpeg(picture, 95)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    images.prepare_image(path, (90, 160), image_size, 95)
+    for start, count in ((len(data) // 2, 3000), (len(data) // 3, 200)):
+        path.write_bytes(data[:start] + bytes(count) + data[start + count :])
+        assert path.stat().st_size == len(data)
+        with pytest.raises(DataError, match=r"a\.jpg: damaged JPEG \(Corrupt JPEG data.*--on_error skip"):
+            images.prepare_image(path, (90, 160), image_size, 95)
+    path.write_bytes(data)
+    images.prepare_image(path, (90, 160), image_size, 95)  # no warning stays behind
+    assert capfd.readouterr().err == ""
+
+
+def test_other_output_is_passed_on_and_grey_jpegs_are_read(tmp_path, capfd):
+    with images._libjpeg_warnings() as warnings:
+        os.write(2, b"another line\nCorrupt JPEG data: 3 extraneous bytes before marker 0xd9\n")
+    assert warnings == ["Corrupt JPEG data: 3 extraneous bytes before marker 0xd9"]
+    assert capfd.readouterr().err == "another line\n"
+    Image.fromarray(np.full((16, 16), 77, np.uint8)).save(tmp_path / "grey.jpg")
+    pixels = images.decode_image((tmp_path / "grey.jpg").read_bytes(), "x")
+    assert pixels.shape == (16, 16, 3) and np.all(np.abs(pixels.astype(int) - 77) < 3)
+
+
+@pytest.mark.real_data
+def test_a_damaged_real_jpeg_is_found(real_data, tmp_path):
+    source = next((real_data / "nuscenes_keyframe" / "samples" / "CAM_FRONT").glob("*.jpg"))
+    data = bytearray(source.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 20_000] = bytes(20_000)
+    with pytest.raises(DataError, match="damaged JPEG"):
+        images.decode_image(bytes(data), "x")
+
+
 # --- manifest, leakage, flags --------------------------------------------------------------------------------------
 
 
@@ -230,7 +269,7 @@ def test_sizes_and_ranges():
     import argparse
 
     assert cli.parse_size("352x640") == (352, 640) and cli.parse_size("native") is None
-    for wrong in ("640", "0x5", "axb", "1x2x3"):
+    for wrong in ("640", "0x5", "axb", "1x2x3", "65536x8"):
         with pytest.raises(argparse.ArgumentTypeError, match="352x640"):
             cli.parse_size(wrong)
     with pytest.raises(ConfigError, match="--jpeg_quality=101: expected 1 to 100"):
@@ -267,3 +306,17 @@ def test_samples_and_limit_choose_in_order_and_are_never_complete():
 def test_samples_that_are_no_slice_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="START:STOP"):
         cli.parse_slice(text)
+
+
+def test_the_use_of_a_split_is_not_guessed():
+    uses = {"train": "train", "mini_train": "train", "val": "held-out", "mini_val": "held-out", "test": "held-out"}
+    assert {name: leakage.use_of(name) for name in uses} == uses and leakage.use_of("drive_3") == "unknown"
+    assert leakage.may_share("train", "mini_train") and leakage.may_share("a", "a")
+    assert not leakage.may_share("a", "b") and not leakage.may_share("train", "a")
+
+
+def test_workers_default_to_the_cores_of_this_process(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    assert cli.usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cli.usable_cores() == (os.cpu_count() or 1)

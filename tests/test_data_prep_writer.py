@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from data_prep import leakage, nuscenes, overlay, record_writer, verify
-from data_prep.manifest import read_manifest
 from data_prep.plan import BuildOptions
-from fsmde_jax.data import schema, tfrecord
+from fsmde_jax.data import tfrecord
+from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import DataError
 from tests import rendered
 
@@ -42,20 +42,6 @@ def source(root):
 def copy(root, tmp_path):
     shutil.copytree(root, tmp_path / "d")
     return tmp_path / "d"
-
-
-# The converter, with a pause in every sample so that there is time to kill it half-way.
-SLOW = """
-import time
-from data_prep import nuscenes, record_writer
-build = record_writer.build_sample
-def slow(*arguments):
-    time.sleep(0.1)
-    return build(*arguments)
-record_writer.build_sample = slow
-if __name__ == "__main__":
-    nuscenes.main()
-"""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -94,7 +80,7 @@ def test_killed_run_is_resumed(root, tmp_path):
         "2",
     ]
     script = tmp_path / "slow.py"
-    script.write_text(SLOW)
+    script.write_text(rendered.SLOW_CONVERTER)
     process = subprocess.Popen(
         [sys.executable, str(script), *command[3:], "--out", str(out)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -110,8 +96,8 @@ def test_killed_run_is_resumed(root, tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < limit:
         time.sleep(0.05)
     assert workers and time.monotonic() < limit
-    with pytest.raises(DataError, match="no finished conversion"):
-        read_manifest(out)
+    with pytest.raises(DataError, match="conversion did not finish"):
+        load_manifest(out)
     done = {p.name: p.stat().st_ino for p in out.glob("*.tfrecord-*")}
     (out / "fsmde_rig-mini_train.tfrecord-00008-of-00009.tmp-1-1").write_bytes(b"half")
     kept = {p.stem for p in out.glob(".parts/*.json")}
@@ -160,7 +146,7 @@ def test_two_writers_are_refused(source, tmp_path):
 
 def test_unwritable_output_is_named(source, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/r: cannot make this records folder .*choose another --out"):
+    with pytest.raises(DataError, match=r"file/r: cannot make this records folder .*Not a dir.*choose another"):
         record_writer.convert(source, tmp_path / "file" / "r", OPTIONS)
 
 
@@ -213,10 +199,10 @@ def test_camera_without_points_is_counted(copy, tmp_path, capsys):
     points = np.fromfile(cloud, "<f4").reshape(-1, 5)
     points[points[:, 1] > 0][:].tofile(cloud)  # the sensor's +y is forward: nothing behind the car
     nuscenes.main(["--dataroot", str(copy), "--out", str(tmp_path / "r"), "--image_size", "32x64", "--workers", "1"])
-    assert read_manifest(tmp_path / "r").statistics["cameras"]["CAM_BACK_LEFT"]["samples_without_points"] <= 1
-    np.zeros((0, 5), "<f4").tofile(cloud)
+    assert load_manifest(tmp_path / "r").statistics["cameras"]["CAM_BACK_LEFT"]["samples_without_points"] <= 1
+    np.array([[0, 0, 1000, 0, 0]], "<f4").tofile(cloud)  # one point, high above
     nuscenes.main(["--dataroot", str(copy), "--out", str(tmp_path / "r2"), "--image_size", "32x64", "--workers", "1"])
-    statistics = read_manifest(tmp_path / "r2").statistics["cameras"]
+    statistics = load_manifest(tmp_path / "r2").statistics["cameras"]
     assert [one["samples_without_points"] for one in statistics.values()] == [1, 1, 1]
     assert "no LiDAR point in 1 samples" in capsys.readouterr().out
     verify.main([str(tmp_path / "r2"), "--overlay", str(tmp_path / "o.png")])
@@ -231,6 +217,10 @@ def test_dry_run_writes_nothing(root, tmp_path, capsys):
         and "GB of records" in printed
     )
     assert not (tmp_path / "r").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        nuscenes.main(["--dataroot", str(root), "--out", str(tmp_path / "file" / "r"), "--dry_run"])
+    assert end.value.code == 1 and f"{tmp_path}/file is not a folder" in capsys.readouterr().out
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
@@ -255,7 +245,11 @@ def test_verify_prints_and_draws(records, tmp_path, capsys):
     ]
     verify.main(argv)
     printed = capsys.readouterr().out
-    assert "a subset, n = 18" in printed and "CAM_BACK_LEFT" in printed and "no scene is in both" in printed
+    assert (
+        "a subset, n = 18" in printed
+        and "CAM_BACK_LEFT" in printed
+        and "no scene is in both (1 and 1 scenes)" in printed
+    )
     picture = np.array(Image.open(tmp_path / "o.png").convert("RGB")).astype(int)
     assert picture.shape[1] > 1280 and (np.ptp(picture, axis=-1) > 100).mean() > 0.01  # turbo dots and bar
     with pytest.raises(SystemExit):
@@ -272,8 +266,10 @@ def test_verify_prints_and_draws(records, tmp_path, capsys):
         (lambda f, m: (f / "x.tfrecord-00000-of-00001").touch(), "unlisted files"),
         (lambda f, m: flip(next(f.glob("*00003-of-00009"))), "00003-of-00009: size or sha256 differs"),
         (lambda f, m: (f / "dataset_info.json").unlink(), r"dataset_info\.json: missing or broken"),
-        (lambda f, m: (f / "manifest.json").write_text("{"), r"manifest\.json: damaged"),
-        (lambda f, m: (f / "manifest.json").write_text(json.dumps({**m, "format_version": 99})), "record format 99"),
+        (lambda f, m: (f / "dataset_info.json").write_text("{}"), r"dataset_info\.json: no shard lengths"),
+        (lambda f, m: (f / "manifest.json").write_text(json.dumps({**m, "shards": [{}]})), "shards cannot be"),
+        (lambda f, m: (f / "manifest.json").write_text("{"), r"manifest\.json: cannot be read as JSON"),
+        (lambda f, m: (f / "manifest.json").write_text(json.dumps({**m, "format_version": 99})), "format version 99"),
         (
             lambda f, m: (f / "manifest.json").write_text(json.dumps({**m, "num_samples": 17})),
             "18 samples, the manifest says 17",
@@ -304,18 +300,28 @@ def test_flipped_bit_is_found_by_the_record_checksum(records, tmp_path):
         [reader[i] for i in range(len(reader))]
 
 
-def test_leakage_between_folders(records, tmp_path, source):
+def test_leakage_between_folders(records, tmp_path, source, capsys):
     shutil.copytree(records / "mini_train", tmp_path / "train")
     shutil.copytree(records / "mini_train", tmp_path / "val")
     content = json.loads((tmp_path / "val" / "manifest.json").read_text())
     (tmp_path / "val" / "manifest.json").write_text(json.dumps({**content, "split": "val"}))
     with pytest.raises(DataError, match=r"share 1 scenes, e.g. 'scene-0061'"):
-        leakage.check_manifests(*(read_manifest(tmp_path / s) for s in ("train", "val")), names=("a", "b"))
+        leakage.check_manifests(*(load_manifest(tmp_path / s) for s in ("train", "val")), names=("a", "b"))
     with pytest.raises(SystemExit):
         verify.main([str(tmp_path / "train"), str(tmp_path / "val")])
+    (tmp_path / "val" / "manifest.json").write_text(json.dumps({**content, "split": "drive_2"}))
+    with pytest.raises(SystemExit):  # a name that says nothing about its use
+        verify.main([str(tmp_path / "train"), str(tmp_path / "val")])
+    (tmp_path / "val" / "manifest.json").write_text(json.dumps({**content, "split": "val"}))
     with pytest.raises(DataError, match=r"split 'mini_train' shares 1 scenes with .*val"):
         leakage.check_siblings(tmp_path / "new", source)
     leakage.check_siblings(tmp_path / "elsewhere" / "new", source)
+    (tmp_path / "val" / "manifest.json").write_text(json.dumps({**content, "dataset": "other"}))
+    capsys.readouterr()
+    verify.main([str(tmp_path / "train"), str(tmp_path / "val")])
+    assert "nothing compared, different datasets (nuscenes, other)" in capsys.readouterr().out
+    verify.main([str(tmp_path / "train"), str(tmp_path / "train") + "/."])
+    assert "1 scenes are in both" in (printed := capsys.readouterr().out) and "18 samples are in both" in printed
 
 
 def test_grid_shows_front_above_back():
@@ -329,11 +335,3 @@ def test_grid_shows_front_above_back():
     assert overlay.grid_rows(poses[:1]) == [[0]]
     colours = overlay.depth_colours(np.array([1.0, 80.0]), 1.0, 80.0).astype(int)
     assert colours[0, 0] > colours[0, 2] + 50 and colours[1, 2] > colours[1, 0] + 50  # near red, far blue
-
-
-def test_manifest_refuses_what_is_not_one(tmp_path):
-    with pytest.raises(DataError, match=r"manifest\.json: no manifest"):
-        read_manifest(tmp_path)
-    (tmp_path / schema.MANIFEST_NAME).write_text(json.dumps({"format_version": 1, "other": 2}))
-    with pytest.raises(DataError, match="damaged manifest"):
-        read_manifest(tmp_path)

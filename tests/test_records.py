@@ -8,7 +8,7 @@ import pytest
 
 from fsmde_jax import geometry
 from fsmde_jax.data import schema, tfrecord
-from fsmde_jax.data.records import open_records
+from fsmde_jax.data.records import open_records, shared_scenes
 from fsmde_jax.errors import ConfigError, DataError
 from tests import sample_factory
 
@@ -194,3 +194,26 @@ def test_foreign_bytes_with_a_good_checksum_are_not_a_sample(folder, tmp_path):
         records[0]
     with pytest.raises(DataError, match=r"record 1: entries .*are missing"):
         records[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shards": [{}]}, {"shards": [1]}, {"shards": {}}, {"num_samples": "5"}, {"num_samples": -1}, {"cameras": "ab"},
+        {"cameras": [1]}, {"scenes": None}, {"complete_split": 1}, {"point_rule": "floor"}, {"image_size": [3]},
+        {"image_size": "native"}, {"min_depth": "near"}, {"max_depth": None}, {"focal_by_width": [0.5]},
+        {"options": []}, {"skipped": ["x"]}, {"statistics": 3}, {"fingerprint": None}, {"split": 7}, {"sweeps": True},
+    ],
+)  # fmt: skip
+def test_manifest_entries_of_a_wrong_type_are_named(folder, tmp_path, changes):
+    (name,) = changes
+    with pytest.raises(DataError, match=rf"r/manifest\.json: damaged manifest: {name} cannot be .*; convert"):
+        open_records(copy_folder(folder, tmp_path / "r", **changes))
+
+
+def test_shared_scenes_are_those_of_one_dataset(folder, tmp_path):
+    first = open_records(folder)
+    same = open_records(copy_folder(folder, tmp_path / "a", scenes=["scene-1", "new", "scene-0"]))
+    other = open_records(copy_folder(folder, tmp_path / "b", dataset="other"))
+    assert shared_scenes(first, same) == ["scene-0", "scene-1"] and shared_scenes(first, other) == []
+    assert shared_scenes(first, open_records([tmp_path / "b", tmp_path / "a"])) == ["scene-0", "scene-1"]

@@ -77,6 +77,16 @@ def test_index_is_rebuilt_when_absent(path):
     offsets = tfrecord.load_index(path).tolist()
     tfrecord.index_path(path).unlink()
     assert tfrecord.load_index(path).tolist() == offsets == [0, 16, 33, 599]
+    assert tfrecord.index_path(path).is_file() and tfrecord.load_index(path).tolist() == offsets
+
+
+def test_index_that_cannot_be_kept_is_no_error(path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError("read-only folder")
+
+    tfrecord.index_path(path).unlink()
+    monkeypatch.setattr(tfrecord, "write_atomically", refuse)
+    assert tfrecord.load_index(path).tolist() == [0, 16, 33, 599] and not tfrecord.index_path(path).exists()
     assert tfrecord.TFRecordReader([path])[2] == RECORDS[2]
 
 

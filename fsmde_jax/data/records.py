@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,55 @@ def load_manifest(folder: str | Path, prepare: str = "") -> schema.Manifest:
     missing = sorted(names - set(entries))
     if missing:
         raise DataError(f"{path}: entries {missing} are missing; convert this split again")
-    return schema.Manifest(**{name: entries[name] for name in names})
+    manifest = schema.Manifest(**{name: entries[name] for name in names})
+    for name, good in _types(manifest).items():
+        if not good:
+            shown = repr(getattr(manifest, name))[:80]
+            raise DataError(f"{path}: damaged manifest: {name} cannot be {shown}; convert this split again")
+    return manifest
+
+
+def _types(m: schema.Manifest) -> dict[str, bool]:
+    """Whether each entry of a manifest is of the right type: {name: is right}."""
+
+    def all_are(values: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:
+        return isinstance(values, list) and all(map(kind, values)) and length in (None, len(values))
+
+    def text(value: Any) -> bool:
+        return isinstance(value, str)
+
+    def count(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+
+    def shard(value: Any) -> bool:
+        kinds = {"name": text, "num_records": count, "num_bytes": count, "sha256": text}
+        return isinstance(value, dict) and all(name in value and kind(value[name]) for name, kind in kinds.items())
+
+    def skipped(value: Any) -> bool:
+        return isinstance(value, dict) and text(value.get("sample_id")) and text(value.get("reason"))
+
+    return {
+        **{name: text(getattr(m, name)) for name in ("dataset", "source_version", "split", "fingerprint")},
+        **{name: count(getattr(m, name)) for name in ("num_samples", "sweeps")},
+        **{name: number(getattr(m, name)) for name in ("min_depth", "max_depth")},
+        **{name: isinstance(getattr(m, name), dict) for name in ("options", "statistics")},
+        **{name: all_are(getattr(m, name), text) for name in ("cameras", "scenes")},
+        "complete_split": isinstance(m.complete_split, bool),
+        "shards": all_are(m.shards, shard),
+        "point_rule": m.point_rule in ("round", "truncate"),
+        "image_size": m.image_size is None or all_are(m.image_size, count, 2),
+        "focal_by_width": all_are(m.focal_by_width, number, 2),
+        "skipped": all_are(m.skipped, skipped),
+    }
+
+
+def shared_scenes(a: "Records", b: "Records") -> list[str]:
+    """Names of the scenes that two sets of records have in common, sorted; scenes of different datasets never match."""
+    pairs = [(first, second) for first in a.manifests for second in b.manifests if first.dataset == second.dataset]
+    return sorted({scene for first, second in pairs for scene in set(first.scenes) & set(second.scenes)})
 
 
 def _open_shards(folder: Path, manifest: schema.Manifest) -> TFRecordReader:

@@ -1,10 +1,12 @@
 """TFRecord files without TensorFlow: a writer, an offset index and a random-access reader with CRC checks.
 
 Layout of a record (TensorFlow's own): length uint64, masked CRC-32C of the length, data, masked CRC-32C of the data.
-The index `<file>.index` is built with the records, rebuilt in memory if absent, refused if stale.
+The index `<file>.index` is built with the records, rebuilt if absent (and kept, where the folder may be written to),
+refused if stale.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import os
 import struct
@@ -124,7 +126,10 @@ def load_index(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: no such record file")
     where = index_path(path)
     if not where.is_file():
-        return _scan(path)
+        offsets = _scan(path)
+        with contextlib.suppress(OSError):  # a read-only folder: scanned again next time
+            write_atomically(where, _encode_index(offsets, path.stat().st_size))
+        return offsets
     blob = where.read_bytes()
     size = path.stat().st_size
     advice = f"delete {where.name} (it is rebuilt from the records) or convert this split again"
