@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import grain
 import jax
 import numpy as np
@@ -84,6 +85,17 @@ def _reading(what: Path) -> Iterator[None]:
         raise TrainingError(
             f"{what}: damaged checkpoint ({reason}); delete this folder, then the one before it is used"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Orbax warns when one item of a step is read by itself, although that is what is wanted."""
+    level = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(level)
 
 
 class Checkpoints:
@@ -211,7 +223,7 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
         )
     step = max(steps)
     place = (folder / str(step)).resolve()
-    with _reading(folder / str(step)), ocp.StandardCheckpointer() as checkpointer:
+    with _reading(folder / str(step)), _without_warnings(), ocp.StandardCheckpointer() as checkpointer:
         shapes = checkpointer.metadata(place / "model").item_metadata
         if shapes is None:
             raise ValueError("its list of arrays cannot be read")
