@@ -13,9 +13,6 @@ from fsmde_jax.data.records import Records, open_records
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.models import depth_bins, registry
 
-WIDTH_OF_FOCALS = 640.0  # model.focal_* are given in pixels at this network width
-
-
 _LENGTHS = {"data.image_size": 2, "augment.scale": 2, "model.focal_range": 2, "model.decoder_channels": 5}
 _POSITIVE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.batch_size")
 
@@ -98,7 +95,7 @@ def open_split(config: ml_collections.ConfigDict, role: str) -> Records:
 
 def _note_focals(config: ml_collections.ConfigDict, records: Records, folder: str, zoomed: bool) -> None:
     """Prints a line for every camera, and for the extremes over all samples, that the bins cannot wholly serve."""
-    sample, width = records[0], int(WIDTH_OF_FOCALS)
+    sample, width = records[0], depth_bins.FOCAL_WIDTH
     scale = width / sample.image_size[:, 1]
     focals = dict(zip(sample.camera_names, sample.intrinsics[:, 0, 0] * scale, strict=True))
     for name, fraction in zip(("smallest", "largest"), records.manifest.focal_by_width, strict=False):

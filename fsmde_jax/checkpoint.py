@@ -200,6 +200,15 @@ def _model(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
+def _steps(folder: Path) -> list[int]:
+    return list(ocp.utils.checkpoint_steps(folder.resolve())) if folder.is_dir() else []
+
+
+def best_or_latest(workdir: Path) -> str:
+    """Which of a run's checkpoints to start from: "best" if an evaluation has chosen one, otherwise "latest"."""
+    return "best" if _steps(workdir / BEST) else "latest"
+
+
 def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Parameters of a run for evaluation, prediction or fine-tuning, whatever devices it was trained on.
 
@@ -214,7 +223,7 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
       TrainingError: there is no such checkpoint, or it is damaged.
     """
     folder = workdir / (BEST if which == "best" else CHECKPOINTS)
-    steps = ocp.utils.checkpoint_steps(folder.resolve()) if folder.is_dir() else []
+    steps = _steps(folder)
     if not steps:
         other = "latest" if which == "best" else "best"
         raise TrainingError(

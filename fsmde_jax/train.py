@@ -101,7 +101,7 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
     """Parameters of a new run: another run's, or ImageNet's for the encoder, or the random ones."""
     if init_from:
         folder = Path(init_from)
-        which = "best" if (folder / checkpoint.BEST).is_dir() else "latest"
+        which = checkpoint.best_or_latest(folder)
         tree, meta, step = checkpoint.read_parameters(folder, which)
         print(f"starting from {init_from} ({which} checkpoint, step {step})")
         changed = checkpoint.differences(meta["identity"]["config"]["model"], config.model.to_dict(), "model")

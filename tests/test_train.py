@@ -168,6 +168,18 @@ def test_fine_tuning_starts_from_the_other_run(records, whole_run, tmp_path, cap
     jax.tree.map(np.testing.assert_array_equal, new["params"], old["params"])  # rate 0: nothing moved
 
 
+def test_fine_tuning_from_a_run_that_was_never_evaluated_takes_its_latest(records, whole_run, tmp_path, capsys):
+    """Such a run, killed early, has an empty best/."""
+    source = tmp_path / "killed"
+    shutil.copytree(whole_run, source)
+    shutil.rmtree(source / "best")
+    (source / "best").mkdir()
+    train(make_config(records, **{"train.steps": 1, "optim.lr": 0.0}), tmp_path / "tuned", init_from=str(source))
+    assert "latest checkpoint, step 8" in capsys.readouterr().out
+    old, new = final_parameters(source)[0], final_parameters(tmp_path / "tuned")[0]
+    jax.tree.map(np.testing.assert_array_equal, new["params"], old["params"])
+
+
 def test_fine_tuning_from_another_model_is_refused(records, whole_run, tmp_path):
     with pytest.raises(TrainingError, match=r"does not fit[\s\S]*depth_bins"):
         train(make_config(records, **{"model.num_bins": 16}), tmp_path / "x", init_from=str(whole_run))
