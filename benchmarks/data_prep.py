@@ -2,7 +2,7 @@
 
 One process, one core, 1600x900 to 352x640: the parts of a sample and the whole in rigs/s. Then a conversion of 2,000
 repeated small samples by two workers shows that memory does not grow with the dataset. Uses the real nuScenes keyframe
-where FSMDE_REAL_DATA is set, otherwise rendered boxes.
+where FSMDE_REAL_DATA is set, otherwise a rendered one.
 """
 
 import argparse
@@ -28,18 +28,41 @@ from PIL import Image
 if not __package__:  # run as a file: else this file would be found instead of the package data_prep
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_prep import boxes, images, lidar_depth, nuscenes, pointfiles, record_writer
+from data_prep import images, lidar_depth, nuscenes, pointfiles, record_writer
 from data_prep.plan import BuildOptions, Source, build_sample
+from data_prep.world import __main__ as world
+from fsmde_jax import geometry
 from fsmde_jax.data import schema
 
 
 def open_source(folder: Path) -> tuple[Source, str]:
-    """The real keyframe, or rendered boxes of the same size; and which of both."""
+    """The real keyframe, or a rendered one of the same size; and which of both."""
     real = os.environ.get("FSMDE_REAL_DATA", "")
     if real:
         return nuscenes.open_split(Path(real, "nuscenes_keyframe"), "v1.0-mini", "mini_train"), "real keyframe"
-    boxes.write_nuscenes(folder, (1, 0), (900, 1600), columns=1080)
-    return nuscenes.open_split(folder, "v1.0-mini", "mini_train"), "rendered boxes"
+    flags = ["--scenes", "1", "--val_scenes", "0", "--frames", "1", "--image_size", "native", "--workers", "1"]
+    world.main([*flags, "--out", str(folder / "world")])
+    return nuscenes.open_split(folder / "world", "v1.0-trainval", "train", dense_depth="off"), "rendered keyframe"
+
+
+def shrunk(source: Source, folder: Path, size: tuple[int, int] = (45, 80)) -> Source:
+    """The first sample with tiny images and every tenth point, so that thousands of them take seconds."""
+    plan = source.describe(0)
+    folder.mkdir()
+    cameras = []
+    for camera in plan.cameras:
+        path = folder / f"{camera.name}.jpg"
+        pixels = images.decode_image(Path(camera.image).read_bytes(), camera.image)
+        path.write_bytes(images.encode_jpeg(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), 95))
+        scale = np.array(size) / camera.native_size
+        k = geometry.resize_intrinsics(camera.intrinsics, *scale)
+        small = dataclasses.replace(camera, image=str(path), native_size=size, intrinsics=k, mask=None, dense=None)
+        cameras.append(small)
+    points = np.fromfile(plan.sweep.path, "<f4").reshape(-1, plan.sweep.bin_columns)[::10]
+    points.tofile(folder / "sweep.bin")
+    sweep = dataclasses.replace(plan.sweep, path=str(folder / "sweep.bin"))
+    made = dataclasses.replace(plan, cameras=tuple(cameras), sweep=sweep, extra_sweeps=())
+    return dataclasses.replace(source, dense_depth=False, describe=lambda index: made)
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
@@ -81,10 +104,9 @@ def time_parts(source: Source, repeats: int) -> dict[str, float]:
     return {name: 1000 * seconds(work, repeats) for name, work in parts.items()}
 
 
-def measure_memory(folder: Path, counts: tuple[int, ...]) -> dict[str, float]:
+def measure_memory(source: Source, folder: Path, counts: tuple[int, ...]) -> dict[str, float]:
     """Peak memory of the parent and of the largest worker, MB, for conversions of so many small samples."""
-    boxes.write_nuscenes(folder / "small", (1, 0), (45, 80), beams=4, columns=90)
-    source = nuscenes.open_split(folder / "small", "v1.0-mini", "mini_train")
+    source = shrunk(source, folder / "small")
     peaks: dict[str, float] = {}
     for count in counts:
         ids = [f"sample-{i:06d}" for i in range(count)]
@@ -133,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source, kind = open_source(Path(temporary, "data"))
         parts = time_parts(source, args.repeats)
-        memory = measure_memory(Path(temporary), (args.samples // 10, args.samples)) if args.samples else {}
+        memory = measure_memory(source, Path(temporary), (args.samples // 10, args.samples)) if args.samples else {}
     rate = 1000 / parts["whole sample"]
     result = {
         "date": datetime.date.today().isoformat(),

@@ -21,7 +21,13 @@ from fsmde_jax import evaluate, identity, trivial
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, exit_with_message
 
-KEYFRAME = ["--config.train.steps=300", "--config.train.eval_every=0"]
+KEYFRAME = [
+    "--config.data.image_size=(192,320)", "--config.data.batch_size=1", "--config.augment.flip=0.0",
+    "--config.augment.scale=(1.0,1.0)", "--config.augment.jitter_probability=0.0",
+    "--config.model.decoder_channels=(16,32,64,96,128)", "--config.optim.lr=1e-3", "--config.optim.warmup_steps=20",
+    "--config.train.steps=300", "--config.train.log_every=20", "--config.train.picture_every=0",
+    "--config.train.checkpoint_every=200", "--config.train.eval_every=0",
+]  # fmt: skip
 CLIP = [
     "--config.data.image_size=(192,320)", "--config.data.batch_size=2", "--config.optim.lr=1e-3",
     "--config.optim.warmup_steps=20", "--config.train.steps=300", "--config.train.log_every=25",
@@ -52,7 +58,7 @@ def keyframe(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
     records = out / "nuscenes_keyframe"
     source = ["--dataroot", str(data / "nuscenes_keyframe"), "--version", "v1.0-mini", "--split", "mini_train"]
     run("data_prep.nuscenes", *source, "--out", str(records))
-    return train("configs/demo.py", (records, records), out / "run_keyframe", [*KEYFRAME, *overrides])
+    return train("configs/nuscenes.py", (records, records), out / "run_keyframe", [*KEYFRAME, *overrides])
 
 
 def clip(data: Path, out: Path, overrides: list[str]) -> dict[str, Any]:

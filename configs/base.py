@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.num_threads = 2  # reading and decoding threads of each process
     c.data.prefetch = 2  # batches prepared ahead on the device
     c.data.use_extra_sweeps = True  # train on accumulated points where the records hold them
+    c.data.dense_depth = False  # add the dense depth of rendered records to the training batches
 
     c.augment = ml_collections.ConfigDict()  # training only; one seed per sample, pixels and calibration together
     c.augment.flip = 0.5  # probability of mirroring the whole rig
@@ -71,11 +72,13 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.eval = ml_collections.ConfigDict()
     c.eval.protocol = "surround"  # surround (P1) | vfdepth (P2); docs/protocol.md
+    c.eval.ground_truth = "lidar"  # lidar | dense (rendered records, surround only)
     c.eval.min_depth = 0.1  # metres, ground truth outside is ignored (strictly)
     c.eval.max_depth = 80.0
     c.eval.batch_size = 1  # rigs per forward
     c.eval.flip_tta = False  # average with the mirrored rig's prediction; printed with the result
     c.eval.best_metric = "metric/abs_rel"  # lowest is best: which checkpoint is kept
+    c.eval.trivial = False  # --mode evaluate: compare with predictors without a network, fitted on train_records
     c.eval.checkpoint = "best"  # which checkpoint --mode evaluate restores: best | latest
     c.eval.num_pictures = 4  # panoramas written per evaluation
     return c

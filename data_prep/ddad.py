@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from data_prep import cli, dgp, leakage
+from data_prep import cli, dense, dgp, leakage, rendered
 from data_prep.plan import CameraFrame, SamplePlan, Source, Sweep, ring_of, suggest
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
@@ -94,9 +94,17 @@ def _scene_key(scene: Any) -> str:
 
 def open_split(
     dataset_json: str | Path, split: str, *, cameras: list[str] | None = None, sweeps: int = 0,
-    masks: MaskSets | None = None,
+    masks: MaskSets | None = None, dense_depth: str = "auto",
 ) -> Source:  # fmt: skip
     """A split of a DGP dataset.
+
+    Args:
+      dataset_json: the dataset's index; one that the world rendered becomes the dataset "world" (`data_prep.rendered`).
+      split: e.g. "val".
+      cameras: names to take; None = all.
+      sweeps: neighbouring sweeps per sample.
+      masks: self-occlusion masks; None = none.
+      dense_depth: "auto" takes `<scene>/dense_depth/` where a scene of the split has that folder, "off" does not.
 
     Raises:
       ConfigError, DataError: unknown split or camera, broken or missing json, a scene in two splits.
@@ -109,12 +117,17 @@ def open_split(
     if not files[split]:
         filled = [name for name, paths in files.items() if paths]
         raise DataError(f"{dataset_json}: split {split!r} lists no scene; filled splits: {', '.join(filled) or 'none'}")
+    version, seed = _version(dataset_json)
+    names = {
+        path: path.parent.name if seed is None else rendered.scene_name(path.parent.name, seed) for path in files[split]
+    }
+    has_dense = dense_depth == "auto" and any((path.parent / dense.FOLDER).is_dir() for path in files[split])
     where: list[tuple[Path, int]] = []
     ids: list[str] = []
     for path in files[split]:  # once here for the ids, once more when its samples are described
         scene = dgp.read_scene(path)
         where += [(path, i) for i in range(len(scene))]
-        ids += [_sample_id(path, i, sample) for i, sample in enumerate(scene)]
+        ids += [_sample_id(names[path], i, sample) for i, sample in enumerate(scene)]
     complete = OFFICIAL.get(split) == (len(files[split]), len(where))
     if not where:
         raise DataError(f"{dataset_json}: the scenes of split {split!r} hold no sample")
@@ -126,33 +139,39 @@ def open_split(
     ring = ring_of({name: calibration[name].sensor_to_ego for name in images}, cameras, f"{where[0][0]}")
 
     def describe(index: int) -> SamplePlan:
-        return _describe(ids[index], *where[index], ring, sweeps, masks)
+        path, number = where[index]
+        return _describe(ids[index], names[path], path, number, ring, sweeps, masks, has_dense)
 
     return Source(
-        dataset="ddad",
-        version=_version(dataset_json),
+        dataset="ddad" if seed is None else rendered.DATASET,
+        version=version,
         split=split,
         sample_ids=ids,
-        sample_scenes=[path.parent.name for path, _ in where],
+        sample_scenes=[names[path] for path, _ in where],
         cameras=ring,
         point_rule="truncate",
         min_depth=MIN_DEPTH,
         max_depth=MAX_DEPTH,
-        complete=complete,
+        complete=complete and seed is None,
         options={"masks": masks.digest() if masks else None},
         describe=describe,
+        dense_depth=has_dense,
     )
 
 
-def _version(dataset_json: str | Path) -> str:
+def _version(dataset_json: str | Path) -> tuple[str, str | None]:
+    """What the manifest says of the version, and the seed of a rendered dataset."""
     metadata = dgp.read_json(Path(dataset_json)).get("metadata", {})
-    return f"{metadata.get('name', 'DDAD')} {metadata.get('version', '')}".strip()
+    seed = rendered.dgp_seed(metadata)
+    if seed is not None:
+        return rendered.version_of("DGP", [seed]), seed
+    return f"{metadata.get('name', 'DDAD')} {metadata.get('version', '')}".strip(), None
 
 
-def _sample_id(path: Path, index: int, sample: dgp.Sample) -> str:
+def _sample_id(scene: str, index: int, sample: dgp.Sample) -> str:
     """`<scene>/<number in the scene>/<stem of the LiDAR file>`."""
     lidar = sample.datums.get(LIDAR)
-    return f"{path.parent.name}/{index:04d}/{lidar.path.stem if lidar else 'no-lidar'}"
+    return f"{scene}/{index:04d}/{lidar.path.stem if lidar else 'no-lidar'}"
 
 
 def _nearest(index: int, count: int, total: int) -> list[int]:
@@ -162,10 +181,11 @@ def _nearest(index: int, count: int, total: int) -> list[int]:
 
 
 def _describe(
-    sample_id: str, path: Path, index: int, ring: list[str], sweeps: int, masks: MaskSets | None
-) -> SamplePlan:
+    sample_id: str, name: str, path: Path, index: int, ring: list[str], sweeps: int, masks: MaskSets | None,
+    has_dense: bool,
+) -> SamplePlan:  # fmt: skip
     scene = dgp.read_scene(path)
-    sample, name = scene[index], path.parent.name
+    sample = scene[index]
     missing = [n for n in (*ring, LIDAR) if n not in sample.datums]
     if missing:
         raise DataError(f"{path}: sample {index} has no datum of {', '.join(missing)}")
@@ -186,7 +206,8 @@ def _describe(
                 # the pose is the camera's; so LiDAR -> camera goes through the poses, and the extrinsic cancels out
                 ego_to_global=datum.sensor_to_global @ geometry.invert_rigid(known.sensor_to_ego),
                 timestamp_us=datum.timestamp_us,
-                mask=masks.path(name, camera) if masks else None,
+                mask=masks.path(path.parent.name, camera) if masks else None,
+                dense=dense.path_of(path.parent, camera, datum.path) if has_dense else None,
             )
         )
     own = sample.datums[LIDAR]
@@ -213,6 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         "--masks", metavar="DIR", help="self-occlusion masks DIR/<set>/CAMERA_XX_mask.png with scene_to_set.json"
     )
     parser.add_argument("--mask_set", metavar="SET", help="use this set for all scenes instead of the table")
+    dense.add_flag(parser)
     cli.add_common_flags(parser, image_size="384x640")
     args = parser.parse_args(argv)
     with exit_with_message():
@@ -222,7 +244,10 @@ def main(argv: list[str] | None = None) -> None:
         masks = MaskSets(args.masks, args.mask_set) if args.masks else None
         if masks is None:
             print("note: without --masks, LiDAR points on the car's own body become wrong labels (docs/data_format.md)")
-        cli.run(args, open_split(args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, masks=masks))
+        source = open_split(
+            args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, masks=masks, dense_depth=args.dense_depth
+        )
+        cli.run(args, source)
 
 
 if __name__ == "__main__":

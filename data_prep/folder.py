@@ -112,8 +112,20 @@ def open_folder(
     scene: str | None = None,
     cameras: list[str] | None = None,
     sweeps: int = 0,
+    dense_depth: str | Path | None = None,
 ) -> Source:
     """One drive of a user's rig: a sample per LiDAR file.
+
+    Args:
+      rig_path: calibration, docs/custom_data.md.
+      images: folder with one folder of images per camera.
+      lidar: folder of point clouds.
+      poses: table of ego poses; None = the rig stands still.
+      split: name of the split.
+      scene: name of the drive; None = the folder that holds the LiDAR folder.
+      cameras: names to take; None = all.
+      sweeps: neighbouring sweeps per sample.
+      dense_depth: folder with one folder per camera of 16-bit PNG named as the images; None = there is none.
 
     Raises:
       ConfigError, DataError: see `read_rig`, `list_recording`, `match_images`, `Poses`.
@@ -127,17 +139,20 @@ def open_folder(
         raise DataError(f"{lidar}: poses need times; name the files by timestamp or add timestamps.csv")
     if sweeps and table is None:
         raise ConfigError("--sweeps needs --poses: neighbouring sweeps are moved by the ego poses")
+    if dense_depth and not Path(dense_depth).is_dir():
+        raise ConfigError(
+            f"--dense_depth={dense_depth}: no such folder; expected <camera folder>/<image name>.png in it"
+        )
     drive = scene or Path(lidar).absolute().parent.name
+
+    def frame(n: str, sweep: Path, time_us: int | None) -> CameraFrame:
+        index = match_images(rig, n, pictures[n], sweep, time_us)
+        return _frame(n, rig.cameras[n], pictures[n], index, table, dense_depth)
 
     def describe(index: int) -> SamplePlan:
         own = _sweep(rig, clouds, index, table)
         time_us = int(clouds.times_us[index]) if clouds.times_us is not None else None
-        frames = tuple(
-            _frame(
-                n, rig.cameras[n], pictures[n], match_images(rig, n, pictures[n], clouds.paths[index], time_us), table
-            )
-            for n in ring
-        )
+        frames = tuple(frame(n, clouds.paths[index], time_us) for n in ring)
         around = [
             k
             for step in range(1, len(clouds.paths))
@@ -160,6 +175,7 @@ def open_folder(
         complete=False,  # reserved for official splits
         options={"whole_drive": True, "rig": _digest(rig_path, poses, [c.mask for c in rig.cameras.values()])},
         describe=describe,
+        dense_depth=dense_depth is not None,
     )
 
 
@@ -168,7 +184,9 @@ def _sweep(rig: Rig, clouds: Recording, index: int, table: Poses | None) -> Swee
     return Sweep(str(clouds.paths[index]), ego @ rig.sensor_to_ego, rig.bin_columns)
 
 
-def _frame(name: str, camera: RigCamera, images: Recording, index: int, table: Poses | None) -> CameraFrame:
+def _frame(
+    name: str, camera: RigCamera, images: Recording, index: int, table: Poses | None, dense_depth: str | Path | None
+) -> CameraFrame:
     time_us = int(images.times_us[index]) if images.times_us is not None else 0
     if table and images.times_us is None:
         raise DataError(
@@ -183,6 +201,7 @@ def _frame(name: str, camera: RigCamera, images: Recording, index: int, table: P
         ego_to_global=table.at(name, time_us) if table else np.eye(4),
         timestamp_us=time_us,
         mask=camera.mask,
+        dense=str(Path(dense_depth) / camera.folder / f"{images.paths[index].stem}.png") if dense_depth else None,
     )
 
 
@@ -207,6 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", required=True, metavar="D", help="folder with one folder of images per camera")
     parser.add_argument("--lidar", required=True, metavar="D", help="folder of point clouds: .bin .npy .npz .ply .pcd")
     parser.add_argument("--poses", metavar="FILE", help="ego poses, .csv or .json; without them the rig stands still")
+    parser.add_argument(
+        "--dense_depth", metavar="D", help="folder with dense depth as 16-bit PNG, value = metres * 256"
+    )
     parser.add_argument("--split", default="train", help="name of this split, e.g. train or val (default train)")
     parser.add_argument("--scene", help="name of this drive (default: the folder that holds the LiDAR folder)")
     cli.add_common_flags(parser, image_size="native")
@@ -215,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.check_flags(args)
         source = open_folder(
             args.rig, args.images, args.lidar, poses=args.poses, split=args.split, scene=args.scene,
-            cameras=args.cameras, sweeps=args.sweeps,
+            cameras=args.cameras, sweeps=args.sweeps, dense_depth=args.dense_depth,
         )  # fmt: skip
         cli.run(args, source)
 

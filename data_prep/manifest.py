@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.plan import BuildOptions, SamplePlan, Source
-from fsmde_jax.data import tfrecord
+from fsmde_jax.data import dense, tfrecord
 from fsmde_jax.data.schema import FEATURES, FORMAT_VERSION, MANIFEST_NAME, TFDS_NAME, Manifest, RigSample
 
 DEPTH_EDGES = (0, 1, 2, 5, 10, 20, 40, 80, 120, 160, 200)  # metres; the last bin is open
@@ -29,6 +29,7 @@ def identity(source: Source, options: BuildOptions, sweeps: int) -> str:
         "depth_range": [source.min_depth, source.max_depth],
         "sweeps": sweeps,
         "options": source.options,
+        "dense_depth": source.dense_depth,
         "build": dataclasses.asdict(options),
         "sample_ids": source.sample_ids,
     }
@@ -49,7 +50,8 @@ def plans_digest(plans: Iterable[SamplePlan | tuple[str, str]]) -> str:
         matrices = []
         for camera in plan.cameras:
             size = [int(n) for n in camera.native_size]
-            facts.append([camera.name, _file(camera.image), size, int(camera.timestamp_us), _file(camera.mask)])
+            files = [_file(path) for path in (camera.image, camera.mask, camera.dense)]
+            facts.append([camera.name, size, int(camera.timestamp_us), *files])
             matrices += [camera.intrinsics, camera.cam_to_ego, camera.ego_to_global]
         for sweep in (plan.sweep, *plan.extra_sweeps):
             facts.append([_file(sweep.path), sweep.bin_columns, sweep.drop_near])
@@ -87,7 +89,15 @@ def new_statistics(cameras: list[str]) -> dict[str, Any]:
     """Statistics of no sample."""
     return {
         "cameras": {
-            c: {"points": 0, "fewest_points": None, "most_points": None, "samples_without_points": 0, "extra_points": 0}
+            c: {
+                "points": 0,
+                "fewest_points": None,
+                "most_points": None,
+                "samples_without_points": 0,
+                "extra_points": 0,
+                "pixels": 0,
+                "dense_pixels": 0,
+            }
             for c in cameras
         },
         "depth_edges": list(DEPTH_EDGES),
@@ -100,8 +110,15 @@ def new_statistics(cameras: list[str]) -> dict[str, Any]:
 def add_sample(statistics: dict[str, Any], sample: RigSample) -> None:
     """Counts one sample in."""
     edges = np.array([*DEPTH_EDGES, np.inf])
-    for name, points, extra in zip(sample.camera_names, sample.points, sample.extra_points, strict=True):
+    for i, (name, points, extra) in enumerate(
+        zip(sample.camera_names, sample.points, sample.extra_points, strict=True)
+    ):
         one = statistics["cameras"][name]
+        size = int(sample.image_size[i, 0]), int(sample.image_size[i, 1])
+        one["pixels"] += size[0] * size[1]
+        if sample.dense_depth[i]:
+            units = dense.decode_units(sample.dense_depth[i], size, f"sample {sample.sample_id!r}, camera {name}")
+            one["dense_pixels"] += int(np.count_nonzero(units))
         one["points"] += len(points)
         one["fewest_points"] = _extreme(min, one["fewest_points"], len(points))
         one["most_points"] = _extreme(max, one["most_points"], len(points))
@@ -120,7 +137,7 @@ def merge_statistics(parts: list[dict[str, Any]], cameras: list[str]) -> dict[st
     for part in parts:
         for name, one in part["cameras"].items():
             into = total["cameras"][name]
-            for key in ("points", "samples_without_points", "extra_points"):
+            for key in ("points", "samples_without_points", "extra_points", "pixels", "dense_pixels"):
                 into[key] += one[key]
             into["fewest_points"] = _extreme(min, into["fewest_points"], one["fewest_points"])
             into["most_points"] = _extreme(max, into["most_points"], one["most_points"])

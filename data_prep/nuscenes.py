@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import cli, leakage
+from data_prep import cli, dense, leakage, rendered
 from data_prep.plan import CameraFrame, SamplePlan, Source, Sweep, ring_of, suggest
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
@@ -114,8 +114,17 @@ def open_split(
     *,
     cameras: list[str] | None = None,
     sweeps: int = 0,
+    dense_depth: str = "auto",
 ) -> Source:
     """The split as far as the tables hold it (a part of the official scenes or samples is fine, and recorded).
+
+    Args:
+      dataroot: nuScenes folder; one that the world rendered becomes the dataset "world" (`data_prep.rendered`).
+      version: tables to read, e.g. "v1.0-mini".
+      split: official split.
+      cameras: channels to take; None = all.
+      sweeps: neighbouring sweeps per sample.
+      dense_depth: "auto" takes `dense_depth/` where the dataroot has that folder, "off" does not.
 
     Raises:
       ConfigError, DataError: unknown version, split or camera; broken or missing tables; no scene of the split is here.
@@ -134,8 +143,11 @@ def open_split(
         )
     try:
         tokens = [token for scene in scenes for token in _sample_tokens(tables, scene)]
+        seeds = rendered.nuscenes_seeds(tables)
         complete = len(scenes) == len(official[split]) and len(tokens) == OFFICIAL_SAMPLES.get(split, -1)
         scene_of = {scene["token"]: scene["name"] for scene in scenes}
+        if seeds is not None:
+            scene_of = {token: rendered.scene_name(name, seeds[name]) for token, name in scene_of.items()}
         ring = ring_of(_camera_poses(tables, tokens[0]), cameras, f"{dataroot} {version}")
         sample_scenes = [scene_of[tables.get("sample", token)["scene_token"]] for token in tokens]
     except _BROKEN as error:
@@ -143,18 +155,22 @@ def open_split(
             f"{dataroot}: the {version} tables do not fit together ({_reason(error)}); unpack the metadata again"
         ) from error
 
+    has_dense = dense_depth == "auto" and (Path(dataroot) / dense.FOLDER).is_dir()
+
     def describe(index: int) -> SamplePlan:
         token = tokens[index]
         try:
-            return _describe(tables, token, scene_of, ring, sweeps)
+            return _describe(tables, token, scene_of, ring, sweeps, has_dense)
         except _BROKEN as error:
             raise DataError(
                 f"sample {token!r}: its {version} tables are broken ({_reason(error)}); unpack the metadata again"
             ) from error
 
     return Source(
-        dataset="nuscenes",
-        version=version,
+        dataset="nuscenes" if seeds is None else rendered.DATASET,
+        version=version
+        if seeds is None
+        else rendered.version_of(f"nuScenes {version}", [seeds[str(scene["name"])] for scene in scenes]),
         split=split,
         sample_ids=tokens,
         sample_scenes=sample_scenes,
@@ -162,9 +178,10 @@ def open_split(
         point_rule="round",
         min_depth=MIN_DEPTH,
         max_depth=MAX_DEPTH,
-        complete=complete,
+        complete=complete and seeds is None,
         options={},
         describe=describe,
+        dense_depth=has_dense,
     )
 
 
@@ -253,7 +270,9 @@ def neighbours(tables: Any, record: dict, count: int) -> list[dict]:
     return found
 
 
-def _describe(tables: Any, token: str, scene_of: dict[str, str], ring: list[str], sweeps: int) -> SamplePlan:
+def _describe(
+    tables: Any, token: str, scene_of: dict[str, str], ring: list[str], sweeps: int, has_dense: bool
+) -> SamplePlan:
     sample = tables.get("sample", token)
     missing = [c for c in (*ring, LIDAR) if c not in sample["data"]]
     if missing:
@@ -272,6 +291,7 @@ def _describe(tables: Any, token: str, scene_of: dict[str, str], ring: list[str]
                 cam_to_ego=_sensor_to_ego(tables, record),
                 ego_to_global=_ego_to_global(tables, record),
                 timestamp_us=int(record["timestamp"]),
+                dense=dense.path_of(tables.dataroot, name, record["filename"]) if has_dense else None,
             )
         )
     extra = tuple(_sweep(tables, r, drop_near=_NEAR) for r in neighbours(tables, lidar, sweeps))
@@ -292,11 +312,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--split", default="mini_train", help="mini_train, mini_val, train, val, test (default mini_train)"
     )
+    dense.add_flag(parser)
     cli.add_common_flags(parser, image_size="352x640")
     args = parser.parse_args(argv)
     with exit_with_message():
         cli.check_flags(args)
-        source = open_split(args.dataroot, args.version, args.split, cameras=args.cameras, sweeps=args.sweeps)
+        source = open_split(
+            args.dataroot, args.version, args.split, cameras=args.cameras, sweeps=args.sweeps,
+            dense_depth=args.dense_depth,
+        )  # fmt: skip
         cli.run(args, source)
 
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.images import decode_image
 from fsmde_jax import geometry
+from fsmde_jax.data import dense
 from fsmde_jax.data.schema import RigSample
 
 _TILE_WIDTH = 640
@@ -45,13 +46,33 @@ def draw_points(sample: RigSample, camera: int, near: float, far: float, width: 
     if sample.ego_masks[camera]:
         mask = np.array(Image.open(io.BytesIO(sample.ego_masks[camera])).convert("L").resize((width, height)))
         canvas = np.where((mask < 128)[..., None], (0.6 * canvas + np.array([90, 10, 20])).astype(np.uint8), canvas)
-    points = sample.points[camera]
+    _mark(canvas, sample.points[camera], scale, near, far)
+    return canvas
+
+
+def _mark(canvas: np.ndarray, points: np.ndarray, scale: float, near: float, far: float) -> None:
+    """Draws points [P, 3] = (u, v, z) at native size as discs into a picture at `scale` of it."""
     points = points[np.argsort(-points[:, 2], kind="stable")]  # near points on top
     colours = depth_colours(points[:, 2], near, far) if len(points) else np.zeros((0, 3), np.uint8)
     shift = 4  # OpenCV draws at 1/16 pixel
     centres = np.round(((points[:, :2] + 0.5) * scale - 0.5) * 2**shift).astype(int)
     for (u, v), colour in zip(centres.tolist(), colours.tolist(), strict=True):
         cv2.circle(canvas, (u, v), int(1.35 * 2**shift), colour, -1, cv2.LINE_AA, shift)
+
+
+def draw_dense(sample: RigSample, camera: int, near: float, far: float, width: int = _TILE_WIDTH) -> np.ndarray:
+    """One camera's dense depth [h, width, 3] uint8 with its LiDAR points on it: where both agree, points vanish.
+
+    Black: no depth (sky).
+    """
+    size = int(sample.image_size[camera, 0]), int(sample.image_size[camera, 1])
+    native_height, native_width = (int(x) for x in sample.native_size[camera])
+    scale = width / native_width
+    where = f"sample {sample.sample_id!r}, camera {sample.camera_names[camera]}"
+    depth = dense.resized(sample.dense_depth[camera], size, (round(native_height * scale), width), where)
+    colours = depth_colours(np.maximum(depth.ravel(), near), near, far).reshape(*depth.shape, 3)
+    canvas = np.where(depth[..., None] > 0, colours, 0).astype(np.uint8)
+    _mark(canvas, sample.points[camera], scale, near, far)
     return canvas
 
 
@@ -62,6 +83,9 @@ def draw_overlay(sample: RigSample, max_depth: float, title: str) -> Image.Image
     near, far = float(np.clip(nearest, 0.5, max_depth / 4)), max_depth
     rows = grid_rows(sample.cam_to_ego)
     tiles = {i: draw_points(sample, i, near, far) for row in rows for i in row}
+    for i, data in enumerate(sample.dense_depth):
+        if data:
+            tiles[i] = np.concatenate([tiles[i], draw_dense(sample, i, near, far)])
     row_heights = [max(tiles[i].shape[0] for i in row) for row in rows]
     columns = max(len(row) for row in rows)
     width = 2 * _MARGIN + columns * _TILE_WIDTH + (columns - 1) * _GAP

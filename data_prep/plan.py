@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from data_prep import images, lidar_depth, pointfiles
+from data_prep import dense, images, lidar_depth, pointfiles
 from fsmde_jax import geometry
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import ConfigError, DataError
@@ -27,6 +27,7 @@ class CameraFrame:
     ego_to_global: np.ndarray  # [4, 4] at the camera's own time
     timestamp_us: int
     mask: str | None = None  # file of the ego-body mask
+    dense: str | None = None  # file of the dense depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Source:
     complete: bool  # the official split is wholly here
     options: dict  # dataset-specific flags that shape the records
     describe: Callable[[int], SamplePlan]
+    dense_depth: bool = False  # every camera comes with dense depth
 
     @property
     def scenes(self) -> list[str]:
@@ -162,6 +164,10 @@ def build_sample(plan: SamplePlan, options: BuildOptions) -> RigSample:
         points=points,
         extra_points=extra,
         ego_masks=[images.prepare_mask(c.mask, c.native_size) if c.mask else b"" for c in plan.cameras],
+        dense_depth=[
+            dense.prepare(c.dense, c.native_size, size) if c.dense else b""
+            for c, size in zip(plan.cameras, sizes, strict=True)
+        ],
     )
 
 

@@ -5,12 +5,14 @@ folders are also compared with each other: no scene and no sample may be in two 
 """
 
 import argparse
+import dataclasses
 import io
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -18,13 +20,53 @@ from tqdm import tqdm
 from data_prep import leakage, overlay
 from data_prep import manifest as manifests
 from data_prep.images import decode_image
-from fsmde_jax.data import schema, tfrecord
+from fsmde_jax.data import dense, schema, tfrecord
 from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 
+_AGREES = 0.02  # relative difference of a LiDAR point and the dense depth at its pixel
 
-def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
+
+@dataclasses.dataclass
+class Agreement:
+    """LiDAR points beside the dense depth at their pixels, over all cameras."""
+
+    points: int = 0  # whose pixel, with its eight neighbours, is one surface: depths within 5 %
+    agree: int = 0
+    behind: int = 0  # the LiDAR sees past something that hides the point from the camera
+    in_front: int = 0  # returns from the car's own body that the camera does not see, range noise, motion
+
+    def add(self, sample: schema.RigSample, where: str) -> None:
+        """Counts the points of one sample (`DataError` naming `where`: a damaged plane)."""
+        for i, data in enumerate(sample.dense_depth):
+            if not data:
+                continue
+            size = int(sample.image_size[i, 0]), int(sample.image_size[i, 1])
+            plane = dense.decode(data, size, f"{where}, camera {sample.camera_names[i]}")
+            nearest, farthest = cv2.erode(plane, np.ones((3, 3))), cv2.dilate(plane, np.ones((3, 3)))
+            uv = (sample.points[i][:, :2] + 0.5) * (sample.image_size[i] / sample.native_size[i])[::-1]
+            cols, rows = np.clip(uv.astype(np.int64), 0, np.array(size)[::-1] - 1).T
+            inner = (nearest[rows, cols] > 0) & (farthest[rows, cols] < 1.05 * nearest[rows, cols])
+            truth, measured = plane[rows, cols][inner], sample.points[i][inner, 2]
+            self.points += int(inner.sum())
+            self.agree += int(np.sum(np.abs(truth - measured) <= _AGREES * measured))
+            self.behind += int(np.sum(truth < (1 - _AGREES) * measured))
+            self.in_front += int(np.sum(truth > (1 + _AGREES) * measured))
+
+    def __str__(self) -> str:
+        agree, behind, front = (100 * n / max(1, self.points) for n in (self.agree, self.behind, self.in_front))
+        return (
+            f"of {self.points:,} LiDAR points away from edges {agree:.2f} % are within 2 % of the dense depth,"
+            f" {behind:.2f} % behind it (hidden from the camera), {front:.2f} % in front of it"
+        )
+
+
+def verify_folder(folder: str | Path, agreement: Agreement | None = None) -> tuple[schema.Manifest, set[str]]:
     """Reads a records folder again from end to end; returns its manifest and the ids of its samples.
+
+    Args:
+      folder: the records folder.
+      agreement: counts the samples' LiDAR points and dense depth in.
 
     Raises:
       DataError: the first thing that is wrong, naming the file or the record.
@@ -51,6 +93,8 @@ def verify_folder(folder: str | Path) -> tuple[schema.Manifest, set[str]]:
             ids.add(sample.sample_id)
             scenes.add(sample.scene)
             manifests.add_sample(statistics, sample)
+            if agreement is not None:
+                agreement.add(sample, reader.where(i))
             bar.update()
         reader.close()
     bar.close()
@@ -93,7 +137,7 @@ def _check_files(folder: Path, found: schema.Manifest) -> None:
 
 
 def check_sample(sample: schema.RigSample, found: schema.Manifest, where: str) -> None:
-    """Schema, cameras, images and masks of one record (`DataError` naming `where`)."""
+    """Schema, cameras, images, masks and dense depth of one record (`DataError` naming `where`)."""
     sample.validate(where)
     if sample.camera_names != found.cameras:
         raise DataError(f"{where}: cameras {sample.camera_names}, the manifest says {found.cameras}; convert again")
@@ -102,6 +146,10 @@ def check_sample(sample: schema.RigSample, found: schema.Manifest, where: str) -
         pixels = decode_image(sample.images[i], here)
         if list(pixels.shape[:2]) != sample.image_size[i].tolist():
             raise DataError(f"{here}: the image is {pixels.shape[:2]}, its record says {sample.image_size[i].tolist()}")
+        if found.dense_depth and not sample.dense_depth[i]:
+            raise DataError(f"{here}: no dense depth, but the manifest says that all have it; convert again")
+        if sample.dense_depth[i]:
+            dense.decode_units(sample.dense_depth[i], pixels.shape[:2], here)
         if sample.ego_masks[i]:
             mask = Image.open(io.BytesIO(sample.ego_masks[i]))
             if [mask.height, mask.width] != sample.native_size[i].tolist():
@@ -122,17 +170,21 @@ def describe(found: schema.Manifest) -> Iterator[str]:
         f"points: own sweep, pixel rule {found.point_rule}, evaluation range {found.min_depth:g}-{found.max_depth:g} m"
         + (f"; extra training labels from {found.sweeps} sweeps" if found.sweeps else "")
     )
+    if found.dense_depth:
+        yield f"dense depth of every pixel below {dense.MAX_DEPTH:.0f} m"
     if found.skipped:
         first = found.skipped[0]
         yield f"{len(found.skipped)} samples were skipped, e.g. {first['sample_id']}: {first['reason']}"
     yield ""
-    yield f"{'camera':<18}{'points/sample':>14}{'fewest':>9}{'most':>9}{'without':>9}{'extra':>12}"
+    dense_head = f"{'dense':>9}" if found.dense_depth else ""
+    yield f"{'camera':<18}{'points/sample':>14}{'fewest':>9}{'most':>9}{'without':>9}{'extra':>12}{dense_head}"
     for name in found.cameras:
         one = found.statistics["cameras"][name]
         mean, extra = (one[key] / max(1, found.num_samples) for key in ("points", "extra_points"))
         yield (
             f"{name:<18}{mean:>14.1f}{one['fewest_points']:>9}{one['most_points']:>9}"
             f"{one['samples_without_points']:>9}{extra:>12.1f}"
+            + (f"{100 * one['dense_pixels'] / max(1, one['pixels']):>7.1f} %" if found.dense_depth else "")
         )
     yield ""
     counts, edges = found.statistics["depth_counts"], found.statistics["depth_edges"]
@@ -152,10 +204,13 @@ def main(argv: list[str] | None = None) -> None:
     with exit_with_message():
         checked = {}
         for folder in args.records:
-            found, ids = verify_folder(folder)
+            agreement = Agreement()
+            found, ids = verify_folder(folder, agreement)
             checked[folder] = (found, ids)
             print(f"{folder}: whole, all checksums are right")
             print("\n".join(f"  {line}".rstrip() for line in describe(found)))
+            if agreement.points:
+                print(f"  {agreement}")
         for (a, (first, ids_a)), (b, (second, ids_b)) in itertools.combinations(checked.items(), 2):
             said = leakage.check_manifests(first, second, (a, b))
             shared = len(ids_a & ids_b) if first.dataset == second.dataset else 0

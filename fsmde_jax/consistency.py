@@ -34,11 +34,15 @@ def lift(sample: RigSample, i: int, j: int, uv: np.ndarray, z: np.ndarray) -> np
 
     u, v mean nothing where the returned z <= 0 (behind camera j).
     """
-    intrinsics = sample.native_intrinsics
-    points = geometry.unproject(intrinsics[i], uv.astype(np.float64), z.astype(np.float64))
-    moved = geometry.transform_points(cam_to_cam(sample, i, j), points)
-    pixel, depth = geometry.project(intrinsics[j], moved)
-    return np.concatenate([pixel, depth[:, None]], 1)
+    intrinsics, moved = sample.native_intrinsics, cam_to_cam(sample, i, j)
+    turn = intrinsics[j] @ moved[:3, :3] @ np.linalg.inv(intrinsics[i])
+    shift = intrinsics[j] @ moved[:3, 3]
+    depth = z.astype(np.float64)
+    x, y = uv[:, 0] * depth, uv[:, 1] * depth
+    # by columns: matrix products of three numbers with every pixel of dense depth take ten times as long
+    a, b, w = (row[0] * x + row[1] * y + (row[2] * depth + offset) for row, offset in zip(turn, shift, strict=True))
+    safe = np.where(w > 0, w, 1.0)
+    return np.stack([a / safe, b / safe, w], 1)
 
 
 def _lands(uvz: np.ndarray, size: np.ndarray, margin: float = 0.0) -> np.ndarray:

@@ -1,9 +1,8 @@
 """The evaluation job: records through a predictor, measured by one protocol of docs/protocol.md."""
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,17 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import build, checkpoint, geometry, identity, metrics, sharding
-from fsmde_jax.data import pipeline, transforms
-from fsmde_jax.data.records import Records
+from fsmde_jax import build, checkpoint, geometry, identity, sharding, trivial
+from fsmde_jax.data import dense, pipeline, transforms
+from fsmde_jax.data.records import Records, require_dense_depth
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
-from fsmde_jax.protocols import RANGES, SurroundProtocol, VfdepthProtocol
+from fsmde_jax.eval_options import EvalOptions, check, options_from
+from fsmde_jax.protocols import PointRule, SurroundProtocol, VfdepthProtocol
 from fsmde_jax.results import Results
 from fsmde_jax.state import make_predict
 from fsmde_jax.viz.panorama import panorama
 
-PROTOCOLS = ("surround", "vfdepth")
 OFFICIAL_COUNTS = {
     ("nuscenes", "val"): 6019,
     ("nuscenes", "train"): 28130,
@@ -33,64 +32,13 @@ VFDEPTH_BATCH = 4  # rigs whose pixels P2 pools
 PredictFn = Callable[[dict[str, Any]], Any]  # device batch -> pred_depth [B, N, H, W] metres
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalOptions:
-    """How to evaluate. `limit` = 0 takes all samples, otherwise that many, spread evenly; depths in metres."""
-
-    image_size: tuple[int, int]
-    protocol: str = "surround"
-    min_depth: float = 0.1
-    max_depth: float = 80.0
-    batch_size: int = 1
-    flip_tta: bool = False
-    limit: int = 0
-    num_pictures: int = 0
-    num_threads: int = 2
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            known = ", ".join(PROTOCOLS)
-            raise ConfigError(f"eval.protocol = {self.protocol!r}: expected one of {known} (docs/protocol.md)")
-        if not 0 < self.min_depth < self.max_depth:
-            limits = f"eval.min_depth = {self.min_depth}, eval.max_depth = {self.max_depth}"
-            raise ConfigError(f"{limits}: expected 0 < min < max")
-
-
-def options_from(config: ml_collections.ConfigDict, *, limit: int = 0, num_pictures: int = 0) -> EvalOptions:
-    """The options that a config's `eval` and `data` describe."""
-    e = config.eval
-    return EvalOptions(
-        image_size=(int(config.data.image_size[0]), int(config.data.image_size[1])), protocol=e.protocol,
-        min_depth=e.min_depth, max_depth=e.max_depth, batch_size=e.batch_size, flip_tta=e.flip_tta, limit=limit,
-        num_pictures=num_pictures, num_threads=max(1, config.data.num_threads),
-    )  # fmt: skip
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Checks the `eval` keys before any work.
-
-    Raises:
-      ConfigError: an unknown protocol, an impossible range, or a metric that cannot choose the best checkpoint.
-    """
-    options = options_from(config)
-    parts = ["metric", "median"]
-    if options.protocol == "surround":
-        parts += ["shared_median", "overlap", *(f"range_{low}_{high}" for low, high in RANGES)]
-    known = [f"{part}/{name}" for part in parts for name in metrics.LOWER_IS_BETTER]
-    known += ["consistency/overall"] if options.protocol == "surround" else []
-    name = config.eval.best_metric
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"eval.best_metric = {name!r} cannot be minimised under {options.protocol}; use e.g. {close!r}"
-        )
-
-
 def flip_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """The mirrored rigs of a batch: pixels, labels, masks and calibration; cameras keep their index."""
     width = batch["images"].shape[3]
+    exact = {"dense_depth": batch["dense_depth"][..., ::-1]} if "dense_depth" in batch else {}
     return {
         **batch,
+        **exact,
         "images": batch["images"][:, :, :, ::-1],
         "depth": batch["depth"][..., ::-1],
         "ego_mask": batch["ego_mask"][..., ::-1],
@@ -112,7 +60,8 @@ def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
     """Title of the table and number of samples to come.
 
     Raises:
-      ConfigError: the folders differ in dataset or point rule, so that one table would mix unlike things.
+      ConfigError: the folders differ in dataset or point rule, so that one table would mix unlike things; or they lack
+        the dense depth that is asked for.
       DataError: a count that contradicts the manifest, or a "complete" official split of the wrong size.
     """
     manifest = records.manifest
@@ -123,6 +72,9 @@ def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
         raise DataError(f"{records.folders[0]}: {len(records)} records, but the manifest says {manifest.num_samples}")
     count = min(options.limit, len(records)) if options.limit else len(records)
     name = f"{manifest.dataset} {manifest.source_version} {manifest.split}"
+    if options.ground_truth == "dense":
+        require_dense_depth(records, "eval.ground_truth = 'dense'")
+        name += ", DENSE ground truth"
     standard = (manifest.min_depth, manifest.max_depth)
     if not np.allclose(standard, (options.min_depth, options.max_depth)):
         name += f", NOT the dataset's range ({standard[0]:g}-{standard[1]:g} m)"
@@ -138,16 +90,28 @@ def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
     return f"{name}, complete split, n = {count}", count
 
 
+def _protocol(options: EvalOptions, rule: PointRule, *, extras: bool = True) -> SurroundProtocol | VfdepthProtocol:
+    if options.protocol == "vfdepth":
+        return VfdepthProtocol(max_depth=options.max_depth, point_rule=rule, batch_size=VFDEPTH_BATCH)
+    return SurroundProtocol(
+        min_depth=options.min_depth, max_depth=options.max_depth, point_rule=rule, truth=options.ground_truth,
+        extras=extras,
+    )  # fmt: skip
+
+
 def evaluate(
-    predict_fn: PredictFn, records: Records, options: EvalOptions, *, run_identity: dict[str, Any] | None = None
-) -> Results:
+    predict_fn: PredictFn, records: Records, options: EvalOptions, *, run_identity: dict[str, Any] | None = None,
+    baselines: Mapping[str, PredictFn] | None = None,
+) -> Results:  # fmt: skip
     """Measures `predict_fn` on `records`.
 
     Args:
       predict_fn: batch of NumPy arrays as data/pipeline yields (no record_index) -> pred_depth [B, N, H, W] metres.
-      records: what to evaluate on; ground truth is their own sweep, never the accumulated training labels.
+      records: what to evaluate on; ground truth is their own sweep, never the accumulated training labels, or their
+        dense depth (`options.ground_truth`).
       options: see `EvalOptions`.
       run_identity: stored with the results.
+      baselines: {name: predictor on NumPy batches}, measured on the same samples without test-time augmentation.
 
     Raises:
       ConfigError, DataError: see `_check_records`, and damaged records.
@@ -157,22 +121,21 @@ def evaluate(
         raise ConfigError("evaluation runs in one process: start it apart with --mode evaluate")
     title, count = _check_records(records, options)
     rule = records.manifest.point_rule
-    protocol = (
-        SurroundProtocol(min_depth=options.min_depth, max_depth=options.max_depth, point_rule=rule)
-        if options.protocol == "surround"
-        else VfdepthProtocol(max_depth=options.max_depth, point_rule=rule, batch_size=VFDEPTH_BATCH)
-    )
+    protocol = _protocol(options, rule)
+    others = {name: (fn, _protocol(options, rule, extras=False)) for name, fn in (baselines or {}).items()}
     wanted = {int(i) for i in np.linspace(0, count - 1, min(options.num_pictures, count)).round()}
     pictures: list[tuple[str, np.ndarray]] = []
 
     def consume(prediction: Any, batch: dict[str, Any], samples: list[RigSample], indices: list[int]) -> None:
         depth = np.asarray(jax.device_get(prediction), np.float32)
+        measured = [(depth, protocol), *((fn(batch), other) for fn, other in others.values())]
         for row, (sample, index) in enumerate(zip(samples, indices, strict=True)):
             try:
-                if isinstance(protocol, SurroundProtocol):
-                    protocol.add(depth[row], sample)
-                else:
-                    protocol.add(depth[row], sample, batch["ego_mask"][row])
+                for pred, by in measured:
+                    if isinstance(by, SurroundProtocol):
+                        by.add(pred[row], sample)
+                    else:
+                        by.add(pred[row], sample, batch["ego_mask"][row])
             except ValueError as error:
                 where = f"{records.where(index)}, sample {sample.sample_id!r}"
                 raise TrainingError(f"{where}: cannot be evaluated: {error}") from error
@@ -206,6 +169,7 @@ def evaluate(
         protocol=options.protocol, title=title, samples=count, table=table, consistency=consistency,
         pixels=protocol.pixels, skipped=protocol.skipped, options=_described(options),
         identity={**(run_identity or {}), "eval_data": records.fingerprint}, pictures=pictures,
+        trivial={name: other.table()["metric"] for name, (_, other) in others.items()},
     )  # fmt: skip
 
 
@@ -217,10 +181,20 @@ def _described(options: EvalOptions) -> dict[str, Any]:
 
 
 def _picture(depth: np.ndarray, batch: dict[str, Any], row: int, sample: RigSample, options: EvalOptions) -> np.ndarray:
+    exact = None
+    if any(sample.dense_depth):
+        exact = np.stack(
+            [
+                dense.resized(
+                    data, (int(size[0]), int(size[1])), options.image_size, f"sample {sample.sample_id!r}, {name}"
+                )
+                for data, size, name in zip(sample.dense_depth, sample.image_size, sample.camera_names, strict=True)
+            ]
+        )
     return panorama(
         np.asarray(batch["images"][row]), depth, np.asarray(batch["depth"][row]), list(sample.camera_names),
         np.asarray(geometry.optical_yaw(sample.cam_to_ego)), min_depth=options.min_depth, max_depth=options.max_depth,
-        title=f"{sample.scene}  {sample.sample_id}",
+        title=f"{sample.scene}  {sample.sample_id}", dense=exact,
     )  # fmt: skip
 
 
@@ -237,7 +211,8 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     """Evaluates a run's checkpoint on `data.eval_records`; writes and prints the tables.
 
     The network is the checkpoint's: `model.*` of the config is replaced by what it was trained with. Files:
-    `<workdir>/evaluation/<dataset>_<split>_<protocol>.md`, `.json`, `.csv` and `..._00.png` ...
+    `<workdir>/evaluation/<dataset>_<split>_<protocol>.md`, `.json`, `.csv` and `..._00.png` ... With `eval.trivial`,
+    the predictors of `fsmde_jax.trivial` are fitted on `data.train_records` and measured beside it.
 
     Raises:
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
@@ -259,15 +234,31 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     def predict_fn(batch: dict[str, Any]) -> jax.Array:
         return predict(variables["params"], variables["batch_stats"], sharding.spread(batch))
 
-    results = evaluate(predict_fn, records, options, run_identity=made_by)
+    baselines = _trivial_predictors(config, records, options) if config.eval.trivial else {}
+    results = evaluate(predict_fn, records, options, run_identity=made_by, baselines=baselines)
     manifest = records.manifest
-    stem = f"{manifest.dataset}_{manifest.split}_{options.protocol}" + ("_flip" if options.flip_tta else "")
+    stem = f"{manifest.dataset}_{manifest.split}_{options.protocol}"
+    stem += "_dense" * (options.ground_truth == "dense") + "_flip" * options.flip_tta
     files = results.write(Path(workdir) / "evaluation", stem)
     print(results.to_markdown())
     print("written: " + ", ".join(str(file) for file in files))
     if not all(math.isfinite(value) for value in results.flat().values()):
         raise TrainingError(f"{where}: some metrics are not finite; see {files[0]}")
     return results
+
+
+def _trivial_predictors(
+    config: ml_collections.ConfigDict, records: Records, options: EvalOptions
+) -> dict[str, PredictFn]:
+    """The trivial predictors, fitted on the training records' depths of the kind that is evaluated."""
+    config = config.copy_and_resolve_references()
+    config.data.cameras = tuple(records.cameras)
+    train = build.open_split(config, "train")
+    if options.ground_truth == "dense":
+        require_dense_depth(train, "eval.trivial with eval.ground_truth = 'dense'")
+    return trivial.fit(
+        train, options.image_size, min_depth=options.min_depth, max_depth=options.max_depth, truth=options.ground_truth
+    )
 
 
 def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:

@@ -12,21 +12,23 @@ import numpy as np
 
 from fsmde_jax import metrics
 from fsmde_jax.consistency import Consistency, seen_by_neighbours
+from fsmde_jax.data import dense, transforms
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.metrics import Table
 
 PointRule = Literal["round", "truncate"]
+TruthKind = Literal["lidar", "dense"]
 RANGES = ((0, 20), (20, 40), (40, 80), (80, 200))  # metres
 
 
 @dataclasses.dataclass
 class GroundTruth:
-    """Pixels of one camera that have a measured depth, each once."""
+    """Pixels of one camera that have a known depth, each once."""
 
-    rows: np.ndarray  # [P] int64, at native size
+    rows: np.ndarray  # [P] int64, at native size (dense: at the stored size)
     cols: np.ndarray  # [P] int64
     depth: np.ndarray  # [P] float64, metres
-    point: np.ndarray  # [P] int64: which of the camera's points it is
+    uvz: np.ndarray  # [P, 3]: sub-pixel position at native size and depth, metres
 
 
 def point_pixels(points: np.ndarray, size: Sequence[int], rule: PointRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,7 +71,24 @@ def _written(
 ) -> GroundTruth:
     index = np.flatnonzero(inside)
     index = index[last_per_pixel(rows[index], cols[index], int(size[1]))]
-    return GroundTruth(rows[index], cols[index], points[index, 2].astype(np.float64), index)
+    return GroundTruth(rows[index], cols[index], points[index, 2].astype(np.float64), points[index])
+
+
+def dense_truth(sample: RigSample, i: int) -> GroundTruth:
+    """Every pixel of camera i, at the stored size, that has a dense depth and does not show the car's own body.
+
+    Raises:
+      DataError: the dense depth or the mask is damaged.
+    """
+    stored, native = ((int(size[i, 0]), int(size[i, 1])) for size in (sample.image_size, sample.native_size))
+    where = f"sample {sample.sample_id!r}, camera {sample.camera_names[i]}"
+    depth = dense.decode(sample.dense_depth[i], stored, where)
+    if sample.ego_masks[i]:
+        depth = depth * (transforms.decode_ego_mask(sample.ego_masks[i], native, stored) == 255)
+    rows, cols = np.nonzero(depth)
+    at = depth[rows, cols].astype(np.float64)
+    u, v = (cols + 0.5) * (native[1] / stored[1]) - 0.5, (rows + 0.5) * (native[0] / stored[0]) - 0.5
+    return GroundTruth(rows, cols, at, np.stack([u, v, at], 1))
 
 
 def sample_bilinear(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -78,6 +97,8 @@ def sample_bilinear(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, size:
     Half-pixel centres, no antialias, border clamped: PyTorch's interpolate(mode="bilinear", align_corners=False).
     """
     h, w = image.shape
+    if (h, w) == tuple(size):
+        return image[rows, cols].astype(np.float64)
     y = np.clip((rows + 0.5) * (h / size[0]) - 0.5, 0.0, h - 1.0)
     x = np.clip((cols + 0.5) * (w / size[1]) - 0.5, 0.0, w - 1.0)
     y0, x0 = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
@@ -126,12 +147,20 @@ class SurroundProtocol:
     `shared_median` (one such scale for all images of a rig sample), `range_<from>_<to>` (metric, pixels of that gt
     range) and `overlap` (metric, pixels whose LiDAR point also projects into an adjacent camera). Medians are over the
     valid pixels of the unclipped resized prediction; clipping to [min_depth, max_depth] comes after the scaling.
+
+    With `truth` "dense" the ground truth is the dense depth at the stored image size instead (`dense_truth`); the
+    overlap is then that of every pixel's surface point. Cross-view consistency stays that of the LiDAR points.
+    `extras` False leaves everything but `metric` out.
     """
 
     name = "surround"
 
-    def __init__(self, *, min_depth: float, max_depth: float, point_rule: PointRule):
+    def __init__(
+        self, *, min_depth: float, max_depth: float, point_rule: PointRule, truth: TruthKind = "lidar",
+        extras: bool = True,
+    ):  # fmt: skip
         self.min_depth, self.max_depth, self.point_rule = min_depth, max_depth, point_rule
+        self.truth, self.extras = truth, extras
         self.samples = 0
         self.pixels: dict[str, int] = {}  # valid pixels per camera
         self.skipped: dict[str, int] = {}  # images without a valid pixel, per camera
@@ -146,32 +175,43 @@ class SurroundProtocol:
         """
         _check(pred_depth, sample)
         self.samples += 1
-        images, at_points = [], []
+        images = []
         for i, camera in enumerate(sample.camera_names):
-            size = sample.native_size[i]
-            rows, cols, inside = point_pixels(sample.points[i], size, self.point_rule)
-            at_points.append(sample_bilinear(pred_depth[i], rows, cols, size))
             if not sample.images[i]:
                 continue  # the sample lacks this camera
-            truth = _written(sample.points[i], rows, cols, inside, size)
+            exact = self.truth == "dense"
+            size = sample.image_size[i] if exact else sample.native_size[i]
+            truth = dense_truth(sample, i) if exact else ground_truth(sample.points[i], size, self.point_rule)
             valid = (truth.depth > self.min_depth) & (truth.depth < self.max_depth)
             self.pixels[camera] = self.pixels.get(camera, 0) + int(valid.sum())
             self.skipped[camera] = self.skipped.get(camera, 0) + int(not valid.any())
             if valid.any():
-                points = truth.point[valid]
-                images.append((i, camera, at_points[i][points], truth.depth[valid], points))
+                pred = sample_bilinear(pred_depth[i], truth.rows[valid], truth.cols[valid], size)
+                images.append((i, camera, pred, truth.depth[valid], truth.uvz[valid]))
         if not images:
             return
-        self.consistency.add(sample, at_points)
+        if not self.extras:
+            for _, camera, pred, gt, _ in images:
+                self._add("metric", camera, self._clip(pred), gt)
+            return
+        self.consistency.add(sample, self._at_points(pred_depth, sample))
         shared = _ratio(np.concatenate([x[3] for x in images]), np.concatenate([x[2] for x in images]))
-        for i, camera, pred, gt, points in images:
+        for i, camera, pred, gt, uvz in images:
             clipped = self._clip(pred)
             self._add("metric", camera, clipped, gt)
             self._add("median", camera, self._clip(pred * _ratio(gt, pred)), gt)
             self._add("shared_median", camera, self._clip(pred * shared), gt)
             for low, high in RANGES:
                 self._add(f"range_{low}_{high}", camera, clipped, gt, (gt >= low) & (gt < high))
-            self._add("overlap", camera, clipped, gt, seen_by_neighbours(sample, i, sample.points[i][points]))
+            self._add("overlap", camera, clipped, gt, seen_by_neighbours(sample, i, uvz))
+
+    def _at_points(self, pred_depth: np.ndarray, sample: RigSample) -> list[np.ndarray]:
+        """The prediction at the pixel of each LiDAR point, per camera [P_i]."""
+        found = []
+        for depth, points, size in zip(pred_depth, sample.points, sample.native_size, strict=True):
+            rows, cols, _ = point_pixels(points, size, self.point_rule)
+            found.append(sample_bilinear(depth, rows, cols, size))
+        return found
 
     def _clip(self, depth: np.ndarray) -> np.ndarray:
         return np.clip(depth, self.min_depth, self.max_depth)

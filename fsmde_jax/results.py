@@ -33,6 +33,7 @@ class Results:
       options: how it was evaluated: range, flip test-time augmentation, network size, limit, range of samples.
       identity: what made the prediction (commit, config, data, versions, checkpoint).
       pictures: (sample id, panorama [H, W, 3] uint8).
+      trivial: predictor without a network -> camera or "all" -> metric -> value, unscaled; empty if none was measured.
     """
 
     protocol: str
@@ -45,6 +46,7 @@ class Results:
     options: dict[str, Any]
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     pictures: list[tuple[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    trivial: Table = dataclasses.field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """Scalars of all cameras together: `metric/abs_rel`, `median/a1`, `overlap/rmse`, `consistency/overall` ..."""
@@ -67,6 +69,10 @@ class Results:
             for camera, row in rows.items():
                 values = [f"{row[name]:.8g}" for name in metrics.NAMES]
                 writer.writerow([self.protocol, self.title, part, camera, *values])
+        for name, rows in self.trivial.items():
+            for camera, row in rows.items():
+                values = [f"{row[metric]:.8g}" for metric in metrics.NAMES]
+                writer.writerow([self.protocol, self.title, f"trivial: {name}", camera, *values])
         blank = [""] * (len(metrics.NAMES) - 1)  # consistency is a relative error, so it stands under abs_rel
         for pair, value in self.consistency.items():
             writer.writerow([self.protocol, self.title, "consistency", pair, f"{value:.8g}", *blank])
@@ -76,7 +82,10 @@ class Results:
         """Tables for people."""
         lines = [f"## {self.title}", "", self._how(), ""]
         scalings = [part for part in SCALINGS if part in self.table]
-        lines += _table("all cameras", [(part, self.table[part]["all"]) for part in scalings])
+        others = [(f"trivial: {name}", rows["all"]) for name, rows in self.trivial.items()]
+        lines += _table("all cameras", [(part, self.table[part]["all"]) for part in scalings] + others)
+        if self.trivial:
+            lines += [self._beside_trivial(), ""]
         for part in scalings:
             lines += _table(f"`{part}` per camera", list(self.table[part].items()))
         parts = [(_part_name(part), rows["all"]) for part, rows in self.table.items() if part not in SCALINGS]
@@ -89,11 +98,18 @@ class Results:
         lines += [f"| {camera} | {count} | {self.skipped.get(camera, 0)} |" for camera, count in self.pixels.items()]
         return "\n".join(lines) + "\n"
 
+    def _beside_trivial(self) -> str:
+        """One sentence: the unscaled prediction's abs_rel as a part of the best trivial predictor's."""
+        best = min(self.trivial, key=lambda name: self.trivial[name]["all"]["abs_rel"])
+        ratio = self.table["metric"]["all"]["abs_rel"] / self.trivial[best]["all"]["abs_rel"]
+        return f"abs_rel of `metric` is {ratio:.2f} of that of the best trivial predictor ({best})."
+
     def _how(self) -> str:
         o = self.options
         code = {"surround": "P1 `surround`", "vfdepth": "P2 `vfdepth`"}[self.protocol]
         height, width = o["image_size"]
         text = f"Protocol {code}; {o['min_depth']:g}-{o['max_depth']:g} m; network {height}x{width}; "
+        text += "ground truth: dense depth at the records' image size; " if o.get("ground_truth") == "dense" else ""
         text += "flip test-time augmentation ON" if o["flip_tta"] else "no test-time augmentation"
         keys = ("checkpoint", "step", "commit", "date")
         made_by = [f"{key} {self.identity[key]}" for key in keys if key in self.identity]

@@ -91,8 +91,8 @@ def _dataset(config: ml_collections.ConfigDict, records: Records, mesh: jax.shar
     dataset = pipeline.train_dataset(
         records, image_size=tuple(config.data.image_size), batch_size=config.data.batch_size, seed=config.seed,
         augment=build.augment_options(config), num_threads=config.data.num_threads,
-        use_extra_sweeps=config.data.use_extra_sweeps, process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        use_extra_sweeps=config.data.use_extra_sweeps, dense_depth=config.data.dense_depth,
+        process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     return pipeline.to_device(dataset, sharding.batch_sharding(mesh), prefetch=config.data.prefetch)
 
@@ -124,7 +124,7 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
 
 def _best_of_what(config: ml_collections.ConfigDict, eval_records: Records) -> dict[str, Any]:
     """What a best value was measured by: values of another kind are not compared with it."""
-    measured = {key: config.eval[key] for key in ("protocol", "min_depth", "max_depth", "flip_tta")}
+    measured = {key: config.eval[key] for key in ("protocol", "ground_truth", "min_depth", "max_depth", "flip_tta")}
     return {
         "metric": config.eval.best_metric, "records": eval_records.fingerprint, "samples": config.train.eval_samples,
         "image_size": list(config.data.image_size), **measured,

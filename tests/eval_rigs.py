@@ -59,7 +59,7 @@ def rig(seed=0, cameras=6, points=4000, native=(60, 100), stored=(30, 50), rule=
         intrinsics=np.array([k_stored] * cameras, np.float32), cam_to_ego=np.array(cam_to_ego),
         ego_to_global=np.array(ego_to_global), global_origin=np.zeros(3, np.int64),
         camera_timestamps_us=np.zeros(cameras, np.int64), points=uvz, extra_points=[none] * cameras,
-        ego_masks=[b""] * cameras,
+        ego_masks=[b""] * cameras, dense_depth=[b""] * cameras,
     )  # fmt: skip
     return sample, ids
 
@@ -73,9 +73,9 @@ def write_folder(folder: Path, samples, **changes) -> Path:
         format_version=schema.FORMAT_VERSION, dataset="folder", source_version="1", split="val", complete_split=False,
         num_samples=len(samples),
         shards=[{"name": name, "num_records": len(samples), "num_bytes": (folder / name).stat().st_size, "sha256": ""}],
-        cameras=list(samples[0].camera_names), point_rule="round", sweeps=0, image_size=None, min_depth=0.1,
-        max_depth=80.0, focal_by_width=[0.5, 0.5], scenes=["scene"], options={}, skipped=[], statistics={},
-        fingerprint=f"print of {folder.name}",
+        cameras=list(samples[0].camera_names), point_rule="round", sweeps=0, image_size=None, dense_depth=False,
+        min_depth=0.1, max_depth=80.0, focal_by_width=[0.5, 0.5], scenes=["scene"], options={}, skipped=[],
+        statistics={}, fingerprint=f"print of {folder.name}",
     )  # fmt: skip
     manifest = dataclasses.replace(manifest, **changes)
     (folder / schema.MANIFEST_NAME).write_text(json.dumps(dataclasses.asdict(manifest)))

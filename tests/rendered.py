@@ -1,4 +1,4 @@
-"""Small rendered data in every input format: nuScenes and DGP dataroots, a folder rig. Geometry: data_prep.boxes."""
+"""Small rendered data in every input format: nuScenes and DGP dataroots, a folder rig. Geometry: tests.boxes."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from pyquaternion import Quaternion
 
-from data_prep import boxes
+from tests import boxes
 
 SMALL = (45, 80)  # image height and width
 RIG_OF_3 = {name: boxes.NUSCENES_CAMERAS[name] for name in ("CAM_FRONT", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")}

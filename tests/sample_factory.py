@@ -119,6 +119,7 @@ def make_rig(
         points=project(cloud),
         extra_points=project(cloud_of(extra_points)) if extra_points else [np.zeros((0, 3), np.float32)] * cameras,
         ego_masks=ego_masks,
+        dense_depth=[b""] * cameras,
     )
     return Rig(sample, cloud, pixels)
 
@@ -146,6 +147,7 @@ def write_folder(folder: Path, samples: list[schema.RigSample], *, shards: int =
         point_rule="round",
         sweeps=0,
         image_size=None,
+        dense_depth=all(all(s.dense_depth) for s in samples),
         min_depth=0.1,
         max_depth=80.0,
         focal_by_width=[0.4, 0.8],

@@ -18,11 +18,12 @@ LEVELS = [
     {"fsmde_jax.state", "fsmde_jax.optim", "fsmde_jax.sharding", "fsmde_jax.writer", "fsmde_jax.identity",
      "fsmde_jax.data.pipeline", "fsmde_jax.losses.total", "fsmde_jax.weights", "fsmde_jax.models.registry",
      "fsmde_jax.viz.panorama"},
-    {"fsmde_jax.results", "fsmde_jax.trivial"},
+    {"fsmde_jax.results", "fsmde_jax.trivial", "fsmde_jax.eval_options"},
     {"fsmde_jax.models", "fsmde_jax.losses", "fsmde_jax.protocols", "fsmde_jax.viz"},
     {"fsmde_jax.consistency", "fsmde_jax.metrics", "fsmde_jax.data.records", "fsmde_jax.data.transforms",
      "fsmde_jax.data.augment"},
-    {"fsmde_jax.geometry", "fsmde_jax.interpolate", "fsmde_jax.data.schema", "fsmde_jax.data.tfrecord"},
+    {"fsmde_jax.geometry", "fsmde_jax.interpolate", "fsmde_jax.data.schema", "fsmde_jax.data.tfrecord",
+     "fsmde_jax.data.dense"},
     {"fsmde_jax.errors", "fsmde_jax"},
 ]  # fmt: skip
 SAME_LEVEL = {
@@ -86,7 +87,10 @@ def test_imports_go_downward(module):
         ("flax.linen", ("fsmde_jax.models", "fsmde_jax.state", "fsmde_jax.build")),  # the latter two: types only
         ("orbax", ("fsmde_jax.checkpoint",)),
         ("grain", ("fsmde_jax.data", "fsmde_jax.checkpoint")),
-        ("ml_collections", ("fsmde_jax.main", "fsmde_jax.train", "fsmde_jax.evaluate", "fsmde_jax.build")),
+        (
+            "ml_collections",
+            ("fsmde_jax.main", "fsmde_jax.train", "fsmde_jax.evaluate", "fsmde_jax.build", "fsmde_jax.eval_options"),
+        ),
         ("torch", ("fsmde_jax.weights",)),
         ("tensorflow", ()),
     ],
@@ -104,7 +108,17 @@ def test_data_never_imports_models_and_data_prep_never_imports_jobs():
     for module, path in FSMDE.items():
         if module.startswith("fsmde_jax.data"):
             assert not {n for n in imports(path) if n.startswith("fsmde_jax.models")}, module
-    rooms = ("", ".geometry", ".errors", ".data", ".data.schema", ".data.tfrecord", ".data.records", ".viz.colour")
+    rooms = (
+        "",
+        ".geometry",
+        ".errors",
+        ".data",
+        ".data.dense",
+        ".data.schema",
+        ".data.tfrecord",
+        ".data.records",
+        ".viz.colour",
+    )
     allowed = {f"fsmde_jax{room}" for room in rooms}
     for module, path in PREP.items():
         used = {n for n in imports(path) if n.startswith("fsmde_jax")}

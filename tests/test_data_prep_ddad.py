@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import boxes, ddad, dgp
+from data_prep import ddad, dgp
 from data_prep.lidar_depth import pixel_of
 from data_prep.plan import BuildOptions, build_sample
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError, DataError
-from tests import rendered
+from tests import boxes, rendered
 
 RULE = BuildOptions(point_rule="truncate")
 

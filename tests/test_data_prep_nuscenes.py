@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep import boxes, nuscenes
+from data_prep import nuscenes
 from data_prep.lidar_depth import pixel_of
 from data_prep.plan import BuildOptions, build_sample, take
 from fsmde_jax import geometry
 from fsmde_jax.data import schema, tfrecord
 from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import ConfigError, DataError
-from tests import rendered
+from tests import boxes, rendered
 
 RING = ["CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT", "CAM_FRONT_RIGHT"]
 

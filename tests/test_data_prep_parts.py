@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import boxes, cli, images, leakage, lidar_depth, manifest, pointfiles
+from data_prep import cli, images, leakage, lidar_depth, manifest, pointfiles
 from data_prep.plan import Source, take
 from fsmde_jax.errors import ConfigError, DataError
-from tests import rendered
+from tests import boxes, rendered
 
 POINTS = np.random.default_rng(0).normal(0, 20, (50, 3))
 

@@ -20,7 +20,7 @@ from data_prep.plan import BuildOptions
 from fsmde_jax.data import tfrecord
 from fsmde_jax.data.records import load_manifest
 from fsmde_jax.errors import DataError
-from tests import rendered
+from tests import boxes, rendered
 
 OPTIONS = BuildOptions((32, 64))
 FRAMES = 18  # more than 16 samples: shards of two
@@ -325,8 +325,6 @@ def test_leakage_between_folders(records, tmp_path, source, capsys):
 
 
 def test_grid_shows_front_above_back():
-    from data_prep import boxes
-
     poses = np.stack([boxes.camera_pose(c[0], c[2]) for c in boxes.NUSCENES_CAMERAS.values()])
     assert overlay.grid_rows(poses) == [
         [1, 0, 5],

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from data_prep import boxes
 from fsmde_jax import geometry
 from fsmde_jax.errors import DataError
+from tests import boxes
 
 K = np.array([[100.0, 2.0, 79.5], [0.0, 110.0, 44.5], [0.0, 0.0, 1.0]])
 CAMERAS = boxes.NUSCENES_CAMERAS

@@ -126,18 +126,21 @@ def test_sampling_equals_torch_resize(source):
 
 
 def test_ground_truth_pixel_rules_and_order():
+    def _number(found):
+        return [int(np.flatnonzero((points == uvz).all(1))[0]) for uvz in found.uvz]
+
     points = np.array(
         [[1.5, 0.4, 5.0], [2.2, 0.0, 7.0], [1.9, 0.9, 9.0], [-0.4, 1.0, 3.0], [3.6, 0.0, 4.0]], np.float32
     )
     found = protocols.ground_truth(points, (2, 4), "round")
-    image = {(r, c): (d, p) for r, c, d, p in zip(found.rows, found.cols, found.depth, found.point, strict=True)}
+    image = {(r, c): (d, p) for r, c, d, p in zip(found.rows, found.cols, found.depth, _number(found), strict=True)}
     assert image == {
         (0, 2): (7.0, 1),
         (1, 2): (9.0, 2),
         (1, 0): (3.0, 3),
     }  # halves go up; u = 3.6 rounds out of the image
     found = protocols.ground_truth(points, (2, 4), "truncate")
-    image = {(r, c): (d, p) for r, c, d, p in zip(found.rows, found.cols, found.depth, found.point, strict=True)}
+    image = {(r, c): (d, p) for r, c, d, p in zip(found.rows, found.cols, found.depth, _number(found), strict=True)}
     assert image == {
         (0, 1): (9.0, 2),
         (0, 2): (7.0, 1),

@@ -20,7 +20,6 @@ SMALL = (120, 160)
 # What stands for a user's data in the README, and what it is here.
 SUBSTITUTES = {
     "/data/nuscenes": "nuscenes",
-    "v1.0-trainval": "v1.0-mini",
     "/data/ddad_train_val/ddad.json": "ddad/ddad.json",
     "/data/ddad_masks": "ddad/masks",
 }
@@ -76,11 +75,15 @@ def place(tmp_path_factory):
 
 
 def adapted(words):
+    is_official = "/data/nuscenes" in words
     words = [SUBSTITUTES.get(word, word) for word in words[1:]]
     module = words[1]
-    if module == "data_prep.nuscenes":
+    if is_official:
+        words[words.index("--version") + 1] = "v1.0-mini"
         at = words.index("--split") + 1
         words[at] = f"mini_{words[at]}"
+    if module == "data_prep.world":
+        words += ["--scenes", "2", "--val_scenes", "1", "--frames", "1", "--image_size", "64x96", "--workers", "1"]
     if module in ("data_prep.nuscenes", "data_prep.ddad", "data_prep.folder"):
         words += PREPARE
     if module == "fsmde_jax.main":
@@ -102,9 +105,10 @@ def test_commands_run_as_written(place, tmp_path_factory):
         )
         assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}"
         ran.append(words[2])
-    assert {"data_prep.nuscenes", "data_prep.ddad", "data_prep.folder", "data_prep.verify", "fsmde_jax.main"} <= set(
-        ran
-    )
+    converters = {"data_prep.nuscenes", "data_prep.ddad", "data_prep.folder", "data_prep.world"}
+    assert {*converters, "data_prep.verify", "fsmde_jax.main"} <= set(ran)
     assert (place / "lidar_over_images.png").stat().st_size > 10_000
     assert (place / "runs/nuscenes/evaluation/nuscenes_mini_val_surround.md").is_file()
     assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()
+    assert "trivial" in (place / "runs/world/evaluation/world_val_surround.md").read_text()
+    assert (place / "runs/world/evaluation/world_val_surround_dense.md").is_file()

@@ -129,8 +129,10 @@ def copy_folder(folder, target, **changes):
 
 
 def test_a_manifest_that_does_not_fit_is_refused(folder, tmp_path):
-    with pytest.raises(DataError, match=r"format version 99.*reads version 1.*convert the dataset again"):
+    with pytest.raises(DataError, match=r"format version 99.*reads version 2.*convert the dataset again"):
         open_records(copy_folder(folder, tmp_path / "version", format_version=99))
+    with pytest.raises(DataError, match=r"format version 1, .*reads version 2.*convert the dataset again"):
+        open_records(copy_folder(folder, tmp_path / "old", format_version=1))
     with pytest.raises(DataError, match=r"holds 5 records, but manifest\.json says 6"):
         open_records(copy_folder(folder, tmp_path / "count", num_samples=6))
     with pytest.raises(DataError, match="holds no samples"):
@@ -139,7 +141,7 @@ def test_a_manifest_that_does_not_fit_is_refused(folder, tmp_path):
     (broken / "manifest.json").write_text('{"format_version": 1, ')
     with pytest.raises(DataError, match=r"broken/manifest\.json: cannot be read as JSON"):
         open_records(broken)
-    (broken / "manifest.json").write_text('{"format_version": 1}')
+    (broken / "manifest.json").write_text('{"format_version": 2}')
     with pytest.raises(DataError, match=r"entries \['cameras', .*are missing"):
         open_records(broken)
     (broken / "manifest.json").write_text("[1]")

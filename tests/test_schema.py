@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_prep import manifest
-from fsmde_jax.data import schema
+from fsmde_jax.data import dense, schema
 from fsmde_jax.errors import DataError
 
 
@@ -44,6 +44,7 @@ def make_sample(seed=0, points=(5, 3), extra=(0, 2)):
         points=[cloud(n) for n in points],
         extra_points=[cloud(n) for n in extra],
         ego_masks=[b"", b"\x89PNG"],
+        dense_depth=[dense.encode(rng.uniform(1, 90, (8, 16))), b""],
     )
 
 

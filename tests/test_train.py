@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from fsmde_jax import checkpoint, weights
+from fsmde_jax import checkpoint, trivial, weights
+from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
-from fsmde_jax.evaluate import evaluate_run
+from fsmde_jax.evaluate import EvalOptions, evaluate, evaluate_run
 from fsmde_jax.train import train
+from tests import rooms
 from tests.sample_factory import make_rig, write_folder
 from tests.test_weights import fake_tensors
 
@@ -70,6 +72,12 @@ def make_config(records, **changes):
     return c
 
 
+@pytest.fixture(scope="module")
+def room_records(tmp_path_factory):
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 80)) for seed in range(4)]
+    return write_folder(tmp_path_factory.mktemp("records") / "room", samples)
+
+
 def command_line(config, path, workdir):
     """The command that trains `config` in a process of its own; the config is written to `path`."""
     path.write_text(CONFIG_FILE.format(overrides=config.to_json()))
@@ -106,6 +114,32 @@ def test_a_run_learns_and_leaves_everything_behind(whole_run):
     _, meta, step = final_parameters(whole_run)
     assert step == 8
     assert meta["identity"]["data"] == identity["data"]
+
+
+def test_dense_depth_in_the_batches_changes_nothing_that_does_not_use_it(room_records, records, tmp_path):
+    short = {"train.steps": 2, "train.checkpoint_every": 2, "train.eval_samples": 1}
+    for dense in (False, True):
+        train(make_config(room_records, **short, **{"data.dense_depth": dense}), tmp_path / str(dense))
+    assert losses(tmp_path / "False") == losses(tmp_path / "True")
+    with pytest.raises(ConfigError, match=r"data\.dense_depth = True needs dense depth"):
+        train(make_config(records, **{"data.dense_depth": True}), tmp_path / "without")
+
+
+def test_evaluation_beside_trivial_predictors_and_on_dense_truth(whole_run, room_records, records, capsys):
+    """`eval.trivial` fits on the training records; the files of the two ground truths never overwrite each other."""
+    changes = {"data.eval_records": str(room_records), "eval.trivial": True}
+    lidar = evaluate_run(make_config(records, **changes), whole_run)
+    fitted = trivial.fit(open_records(records), (32, 64), min_depth=0.1, max_depth=80.0)
+    own = evaluate(fitted["row median"], open_records(room_records), EvalOptions((32, 64)))
+    assert lidar.trivial["row median"] == own.table["metric"]
+    assert "trivial: ground plane, capped" in capsys.readouterr().out
+    dense = {**changes, "data.train_records": str(room_records), "eval.ground_truth": "dense"}
+    exact = evaluate_run(make_config(records, **dense), whole_run)
+    assert exact.pixels["FRONT"] == 4 * 48 * 80 > lidar.pixels["FRONT"]
+    names = {path.name for path in (whole_run / "evaluation").iterdir()}
+    assert {"test_train_surround.md", "test_train_surround_dense.md"} <= names
+    with pytest.raises(ConfigError, match=r"eval\.trivial with eval\.ground_truth = 'dense'.*none in"):
+        evaluate_run(make_config(records, **{**dense, "data.train_records": str(records)}), whole_run)
 
 
 def test_the_best_evaluation_is_kept_and_evaluate_restores_it(records, whole_run, capsys):

@@ -84,12 +84,12 @@ def flip_rig(arrays: dict[str, np.ndarray]) -> None:
     What camera i sees after it is what the camera on the other side would see (`flipped_names`). Twice is the identity.
 
     Args:
-      arrays: `images` [N, H, W, 3] uint8, `depth` and `ego_mask` [N, H, W], `intrinsics`, `cam_to_ego` and
-        `ego_to_global`.
+      arrays: `images` [N, H, W, 3] uint8, `depth`, `ego_mask` and (where there) `dense_depth` [N, H, W],
+        `intrinsics`, `cam_to_ego` and `ego_to_global`.
     """
     width = arrays["images"].shape[2]
-    for name in ("images", "depth", "ego_mask"):
-        for plane in arrays[name]:
+    for name in ("images", "depth", "ego_mask", "dense_depth"):
+        for plane in arrays.get(name, ()):
             view = plane.view(np.uint8) if plane.dtype == np.bool_ else plane
             cv2.flip(view, 1, dst=view)
     arrays["intrinsics"][:] = geometry.flip_intrinsics(arrays["intrinsics"].astype(np.float64), width)

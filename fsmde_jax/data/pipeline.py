@@ -29,7 +29,7 @@ import numpy as np
 
 from fsmde_jax.data import transforms
 from fsmde_jax.data.augment import NO_AUGMENT, AugmentOptions, Draw, draw
-from fsmde_jax.data.records import Records
+from fsmde_jax.data.records import Records, require_dense_depth
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import ConfigError, TrainingError
 
@@ -110,9 +110,11 @@ class _GuardedDataset(grain.IterDataset):
         return _GuardedIterator(iter(self._parent), self._layout)
 
 
-def _build(records: Records, rows: list[tuple[int, Draw]], size: tuple[int, int], use_extra: bool) -> Batch:
+def _build(
+    records: Records, rows: list[tuple[int, Draw]], size: tuple[int, int], use_extra: bool, dense_depth: bool
+) -> Batch:
     """A batch [len(rows), ...] of (record index, random choices)."""
-    batch = transforms.empty_batch(len(rows), len(records.cameras), size)
+    batch = transforms.empty_batch(len(rows), len(records.cameras), size, dense_depth=dense_depth)
     for row, (index, choice) in enumerate(rows):
         arrays = {name: array[row] for name, array in batch.items() if name != "record_index"}
         transforms.load_rig(records[index], arrays, choice=choice, use_extra=use_extra, where=records.where(index))
@@ -132,6 +134,7 @@ def train_dataset(
     num_threads: int = 2,
     prefetch: int = 2,
     use_extra_sweeps: bool = True,
+    dense_depth: bool = False,
 ) -> grain.IterDataset:
     """Endless training batches; `iter()` of it can be saved (`get_state`) and set back exactly (`set_state`).
 
@@ -148,14 +151,17 @@ def train_dataset(
       num_threads: reading and decoding threads of this process; 0 = in the calling thread.
       prefetch: batches kept ready besides the ones being built.
       use_extra_sweeps: labels also from neighbouring sweeps, where the records hold them.
+      dense_depth: adds `dense_depth` to the batches.
 
     Returns:
       A grain dataset of NumPy batches: images [B,N,H,W,3] uint8 RGB, intrinsics [B,N,3,3], cam_to_ego and
       ego_to_global [B,N,4,4], depth [B,N,H,W] float32 metres (0 = none), ego_mask [B,N,H,W] bool (True = not the
-      car's own body), view_mask [B,N] bool (True = camera present), record_index [B] int64.
+      car's own body), view_mask [B,N] bool (True = camera present), record_index [B] int64; if asked for, dense_depth
+      [B,N,H,W] float32 metres (0 = none), cropped, scaled and mirrored with the images.
 
     Raises:
-      ConfigError: batch_size is not divisible by process_count, or image_size or seed cannot be used.
+      ConfigError: batch_size is not divisible by process_count, image_size or seed cannot be used, or the records lack
+        the dense depth that is asked for.
       DataError: (while iterating) a record is damaged; names the file and the record.
     """
     check_batch_size(batch_size, process_count)
@@ -165,6 +171,8 @@ def train_dataset(
         raise ConfigError(f"seed = {seed}: must lie in [0, 2^32)")
     if min(image_size) < 1:
         raise ConfigError(f"data.image_size = {tuple(image_size)}: height and width must be positive")
+    if dense_depth:
+        require_dense_depth(records, "data.dense_depth = True")
     size = (int(image_size[0]), int(image_size[1]))
     cameras = len(records.cameras)
 
@@ -173,7 +181,8 @@ def train_dataset(
 
     def build(rows: np.ndarray) -> Batch:
         choices = [draw(augment, cameras, np.random.default_rng([seed, int(p)])) for p, _ in rows]
-        return _build(records, [(int(i), c) for (_, i), c in zip(rows, choices, strict=True)], size, use_extra_sweeps)
+        chosen = [(int(i), c) for (_, i), c in zip(rows, choices, strict=True)]
+        return _build(records, chosen, size, use_extra_sweeps, dense_depth)
 
     # Repeating before slicing deals the hosts one common sequence: epochs stay in step though n may not divide them.
     positions = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()[process_index::process_count]

@@ -94,7 +94,7 @@ def _types(m: schema.Manifest) -> dict[str, bool]:
         **{name: number(getattr(m, name)) for name in ("min_depth", "max_depth")},
         **{name: isinstance(getattr(m, name), dict) for name in ("options", "statistics")},
         **{name: all_are(getattr(m, name), text) for name in ("cameras", "scenes")},
-        "complete_split": isinstance(m.complete_split, bool),
+        **{name: isinstance(getattr(m, name), bool) for name in ("complete_split", "dense_depth")},
         "shards": all_are(m.shards, shard),
         "point_rule": m.point_rule in ("round", "truncate"),
         "image_size": m.image_size is None or all_are(m.image_size, count, 2),
@@ -107,6 +107,16 @@ def shared_scenes(a: "Records", b: "Records") -> list[str]:
     """Names of the scenes that two sets of records have in common, sorted; scenes of different datasets never match."""
     pairs = [(first, second) for first in a.manifests for second in b.manifests if first.dataset == second.dataset]
     return sorted({scene for first, second in pairs for scene in set(first.scenes) & set(second.scenes)})
+
+
+def require_dense_depth(records: "Records", asked: str) -> None:
+    """Raises `ConfigError` unless every folder holds dense depth; `asked` says which key wants it."""
+    lacking = [str(folder) for folder, m in zip(records.folders, records.manifests, strict=True) if not m.dense_depth]
+    if lacking:
+        raise ConfigError(
+            f"{asked} needs dense depth, but there is none in {', '.join(lacking)}: use records of a dataset that has"
+            " it (python -m data_prep.world renders one), converted with --dense_depth auto, or change the key"
+        )
 
 
 def _open_shards(folder: Path, manifest: schema.Manifest) -> TFRecordReader:
@@ -199,6 +209,7 @@ class Records:
             num_samples=len(self),
             shards=[s for m in several for s in m.shards],
             cameras=list(self.cameras),
+            dense_depth=all(m.dense_depth for m in several),
             min_depth=min(m.min_depth for m in several),
             max_depth=max(m.max_depth for m in several),
             focal_by_width=[min(focal), max(focal)] if focal else [],
@@ -279,6 +290,7 @@ def select_cameras(sample: schema.RigSample, cameras: Sequence[str], where: str 
         points=pick(sample.points, none),
         extra_points=pick(sample.extra_points, none),
         ego_masks=pick(sample.ego_masks, b""),
+        dense_depth=pick(sample.dense_depth, b""),
     )
     for i in np.flatnonzero(absent):
         height, width = result.image_size[i]

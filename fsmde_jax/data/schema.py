@@ -14,7 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from fsmde_jax import geometry
 from fsmde_jax.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: `dense_depth`
 TFDS_NAME = "fsmde_rig"  # shards are fsmde_rig-<split>.tfrecord-00000-of-00004, as TFDS names them
 
 
@@ -67,6 +67,10 @@ FEATURES: dict[str, Feature] = {
         "bytes", ("N",),
         "1-bit PNG at `native_size`: 255 = visible, 0 = the car's own body; empty = all visible.",
     ),
+    "dense_depth": Feature(
+        "bytes", ("N",),
+        "16-bit PNG at `image_size`: z-depth of every pixel centre in metres times 256, 0 = none; empty = unknown.",
+    ),
 }  # fmt: skip
 
 
@@ -89,6 +93,7 @@ class RigSample:
     points: list[np.ndarray]  # N x [P_i, 3] float32
     extra_points: list[np.ndarray]  # N x [P_i, 3] float32
     ego_masks: list[bytes]
+    dense_depth: list[bytes]
 
     @property
     def num_cameras(self) -> int:
@@ -119,7 +124,7 @@ class RigSample:
         for name, shape in expected.items():
             if np.shape(getattr(self, name)) != shape:
                 raise DataError(f"{at}: {name} has shape {np.shape(getattr(self, name))}, expected {shape}")
-        for name in ("images", "points", "extra_points", "ego_masks"):
+        for name in ("images", "points", "extra_points", "ego_masks", "dense_depth"):
             if len(getattr(self, name)) != n:
                 raise DataError(f"{at}: {name} has {len(getattr(self, name))} entries, expected one per camera ({n})")
         if np.any(self.image_size < 1) or np.any(self.native_size < 1):
@@ -205,6 +210,7 @@ def encode(sample: RigSample) -> bytes:
         "extra_points_uvz": _float_feature(stacked["extra_points_uvz"]),
         "extra_points_per_camera": _int_feature([len(p) for p in sample.extra_points]),
         "ego_masks": _bytes_feature(sample.ego_masks),
+        "dense_depth": _bytes_feature(sample.dense_depth),
     }
     example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
     return example.SerializeToString(deterministic=True)
@@ -271,6 +277,7 @@ def decode(data: bytes, where: str = "record") -> RigSample:
         points=per_camera("points"),
         extra_points=per_camera("extra_points"),
         ego_masks=blobs("ego_masks"),
+        dense_depth=blobs("dense_depth"),
     )
 
 
@@ -295,6 +302,7 @@ class Manifest:
     point_rule: Literal["round", "truncate"]  # how u, v become a pixel at native size
     sweeps: int  # neighbouring sweeps accumulated for training labels; 0 = only the sample's own sweep
     image_size: list[int] | None  # [height, width] of the stored images; None = native
+    dense_depth: bool  # every camera has dense depth
     min_depth: float  # evaluation range of the dataset, metres
     max_depth: float
     focal_by_width: list[

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from fsmde_jax import geometry
+from fsmde_jax.data import dense
 from fsmde_jax.data.augment import Draw, flip_rig, jitter
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import DataError
@@ -140,9 +141,12 @@ def rasterize(points: Sequence[np.ndarray], scale: np.ndarray, shift: np.ndarray
         np.minimum.at(flat, index, uvz[inside, 2])
 
 
-def empty_batch(batch: int, cameras: int, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+def empty_batch(
+    batch: int, cameras: int, image_size: tuple[int, int], *, dense_depth: bool = False
+) -> dict[str, np.ndarray]:
     """Arrays of a batch (the names and dtypes that the models take); labels are zero, the rest is not initialised."""
     height, width = image_size
+    exact = {"dense_depth": np.zeros((batch, cameras, height, width), np.float32)} if dense_depth else {}
     return {
         "images": np.empty((batch, cameras, height, width, 3), np.uint8),
         "intrinsics": np.empty((batch, cameras, 3, 3), np.float32),
@@ -152,6 +156,7 @@ def empty_batch(batch: int, cameras: int, image_size: tuple[int, int]) -> dict[s
         "ego_mask": np.empty((batch, cameras, height, width), np.bool_),
         "view_mask": np.empty((batch, cameras), np.bool_),
         "record_index": np.empty((batch,), np.int64),
+        **exact,
     }
 
 
@@ -168,7 +173,8 @@ def load_rig(
     Args:
       sample: images still encoded; a camera with empty image bytes is absent (`view_mask` False, black, no labels).
       out: `images` [N, H, W, 3] uint8, `intrinsics`, `cam_to_ego`, `ego_to_global`, `depth` [N, H, W] float32 (zeros
-        on entry), `ego_mask` [N, H, W] bool, `view_mask` [N] bool.
+        on entry), `ego_mask` [N, H, W] bool, `view_mask` [N] bool; where `dense_depth` [N, H, W] float32 (zeros on
+        entry) is among them, it is filled, too: the stored pixel that holds the centre of each pixel.
       choice: None = the whole image, no augmentation.
       use_extra: labels also from `sample.extra_points`.
       where: file and record, named in errors.
@@ -194,6 +200,9 @@ def load_rig(
             out["images"][i] = 0
         _load_mask(sample.ego_masks[i], native, decoded, box, bool(data), out["ego_mask"][i], here)
         boxes[i], decoded_sizes[i] = box, decoded
+        if data and sample.dense_depth[i] and "dense_depth" in out:
+            rows, cols = dense.box_pixels(stored, decoded, box, (height, width))
+            out["dense_depth"][i] = dense.decode(sample.dense_depth[i], stored, here, rows, cols)
     shrink = decoded_sizes / sample.image_size
     at_decoded = geometry.resize_intrinsics(sample.intrinsics.astype(np.float64), shrink[:, 0], shrink[:, 1])
     out["intrinsics"][:] = box_intrinsics(at_decoded, boxes, (height, width))

@@ -47,8 +47,9 @@ def panorama(
     max_depth: float = 80.0,
     title: str = "",
     cell_width: int = 320,
+    dense: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Four blocks - images, predicted depth, LiDAR depth, relative error at the LiDAR pixels - on one depth scale.
+    """Four blocks - images, predicted depth, true depth, relative error where it is known - on one depth scale.
 
     Args:
       images: [N, H, W, 3] uint8 RGB.
@@ -60,6 +61,7 @@ def panorama(
       max_depth: end of the depth scale, metres.
       title: one line above.
       cell_width: pixels of one camera's picture.
+      dense: [N, H, W] metres, exact, 0 = none; where given, it is the truth that is drawn, instead of `depth`.
 
     Returns:
       [H', W', 3] uint8.
@@ -69,8 +71,9 @@ def panorama(
         raise ValueError(
             f"panorama: images {images.shape}, {len(names)} names and pred_depth {pred_depth.shape} disagree"
         )
-    if depth is not None and depth.shape != pred_depth.shape:
-        raise ValueError(f"panorama: depth {depth.shape} and pred_depth {pred_depth.shape} disagree")
+    for kind, truth in (("depth", depth), ("dense", dense)):
+        if truth is not None and truth.shape != pred_depth.shape:
+            raise ValueError(f"panorama: {kind} {truth.shape} and pred_depth {pred_depth.shape} disagree")
     low = min(max(min_depth, 1.0), 0.5 * max_depth)
     cell = (cell_width, max(1, round(cell_width * height / width)))
     rows = arrange(np.asarray(yaw))
@@ -93,21 +96,23 @@ def panorama(
         ),
         _block("predicted depth", predicted, names, rows, depth_bar, bar),
     ]
-    if depth is not None:
-        measured = [_dots(p, d, colour.colour_depth(d, low, max_depth)) for p, d in zip(pictures, depth, strict=True)]
-        errors = []
-        for picture, d, p in zip(pictures, depth, pred_depth, strict=True):
-            relative = np.abs(np.clip(p, min_depth, max_depth) - d) / np.where(d > 0, d, 1.0)
-            errors.append(_dots(picture, d, colour.colour_error(relative, _WORST)))
-        valid = (depth > min_depth) & (depth < max_depth)
+    truth = depth if dense is None else dense
+    if truth is not None:
+        drawn = _dots if dense is None else _surface
+        measured = [drawn(p, d, colour.colour_depth(d, low, max_depth)) for p, d in zip(pictures, truth, strict=True)]
         clipped = np.clip(pred_depth, min_depth, max_depth)
-        mean = (
-            f", mean {100 * float(np.mean(np.abs(clipped - depth)[valid] / depth[valid])):.1f} %" if valid.any() else ""
-        )
+        relative = np.abs(clipped - truth) / np.where(truth > 0, truth, 1.0)
+        valid = (truth > min_depth) & (truth < max_depth)
+        errors = [
+            drawn(picture, np.where(inside, d, 0.0), colour.colour_error(error, _WORST))
+            for picture, d, inside, error in zip(pictures, truth, valid, relative, strict=True)
+        ]
+        mean = f", mean {100 * float(np.mean(relative[valid])):.1f} %" if valid.any() else ""
         error_bar = colour.error_bar(block_width, bar, _WORST, background=BACKGROUND)
+        names_of = ("LiDAR depth", "at LiDAR pixels") if dense is None else ("exact depth", "at every pixel")
         blocks += [
-            _block("LiDAR depth", measured, names, rows, depth_bar, bar),
-            _block(f"relative error at LiDAR pixels{mean}", errors, names, rows, error_bar, bar),
+            _block(names_of[0], measured, names, rows, depth_bar, bar),
+            _block(f"relative error {names_of[1]}{mean}", errors, names, rows, error_bar, bar),
         ]
     return _page(blocks, title, columns=2 if block_width <= 4 * cell_width else 1)
 
@@ -128,6 +133,16 @@ def _dots(picture: np.ndarray, depth: np.ndarray, colours: np.ndarray) -> np.nda
         xx = np.clip(np.floor(x).astype(int) + dx, 0, width - 1)
         canvas[yy, xx] = values
     return canvas
+
+
+def _surface(picture: np.ndarray, depth: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Dense colours [H, W, 3] at the size of a picture [h, w, 3]; where there is no depth, the picture, dimmed."""
+    size = picture.shape[1::-1]
+    known = cv2.resize((depth > 0).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+    shown = cv2.resize(colours, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    dimmed = np.repeat((0.35 * grey.astype(np.float32)).astype(np.uint8)[..., None], 3, 2)
+    return np.where(known[..., None] > 0, shown, dimmed)
 
 
 def _block(

@@ -1,10 +1,9 @@
-"""Textured boxes along a street, ray-cast exactly, as a nuScenes-format folder: `python -m data_prep.boxes --out D`.
+"""Textured boxes along a street, ray-cast exactly in float64, as a nuScenes-format folder: a quick fixture of tests.
 
-For demonstrations and tests without recorded data. The official devkit reads the tables; scene-0061 is in mini_train
-and scene-0103 in mini_val. Every sensor is cast at its own time from a moving car, so ego motion matters as it should.
+It shares no code with data_prep.world. scene-0061 is in mini_train and scene-0103 in mini_val. Every sensor is cast at
+its own time from a moving car, so ego motion matters as it should.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
@@ -13,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from data_prep import cli
 from data_prep.images import encode_jpeg
 from fsmde_jax import geometry
-from fsmde_jax.errors import DataError, exit_with_message
 
 # Yaw (degrees, left positive), fx / width, position in the ego frame (metres), delay against the LiDAR (microseconds).
 NUSCENES_CAMERAS = {
@@ -191,7 +187,7 @@ def write_nuscenes(
         scene_row |= {"description": "boxes"}
         tables["scene"].append({**scene_row, "first_sample_token": tokens[0], "last_sample_token": tokens[-1]})
         chain: dict[str, list[dict]] = {name: [] for name in calibrations}
-        for i in tqdm(range(count), desc=scene, unit="rig", leave=False):
+        for i in range(count):
             neighbours = {"prev": tokens[i - 1] if i else "", "next": tokens[i + 1] if i + 1 < count else ""}
             time_us = i * FRAME_US
             stamp = START_US + seed * 10**9 + time_us
@@ -226,24 +222,3 @@ def write_nuscenes(
             tables["sample_data"] += records
     for name, table in tables.items():
         (out / "v1.0-mini" / f"{name}.json").write_text(json.dumps(table, indent=1))
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.boxes", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="D", help="nuScenes-format folder to write")
-    parser.add_argument(
-        "--frames", type=int, default=8, help="samples of scene-0061 (mini_train); scene-0103 gets half"
-    )
-    parser.add_argument("--image_size", type=cli.parse_size, default=(360, 640), metavar="HxW", help="default 360x640")
-    args = parser.parse_args(argv)
-    with exit_with_message():
-        try:
-            write_nuscenes(args.out, (args.frames, max(1, args.frames // 2)), args.image_size)
-        except OSError as error:
-            raise DataError(f"{args.out}: cannot write ({error.strerror}); choose another --out") from error
-        print(f"{args.out}: v1.0-mini with scene-0061 (mini_train) and scene-0103 (mini_val), rendered boxes")
-
-
-if __name__ == "__main__":
-    main()

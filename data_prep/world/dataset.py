@@ -1,0 +1,262 @@
+"""Renders a dataset with several processes; resumable, with the same bytes for any number of them.
+
+Every scene is rendered by one process and depends on the seed, its split and its number only. When its files are
+there, a row file in `.scenes/` says so; the tables or the index of the dataset come last. So a run that was killed at
+any moment is not taken for a whole dataset, and the same command goes on from the scenes that are done.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from data_prep.world import rigs, write_dgp, write_nuscenes
+from data_prep.world.output import Job, Look, SceneWriter
+from data_prep.world.rigs import Rig
+from fsmde_jax.data import tfrecord
+from fsmde_jax.errors import DataError
+
+ROWS = ".scenes"
+_LOOK = "look.json"
+_WRITERS: dict[str, tuple[type[SceneWriter], Any, Any, str]] = {  # scene files, scene names, end, what marks the end
+    "nuscenes": (
+        write_nuscenes.NuscenesScene, write_nuscenes.scene_names, write_nuscenes.write_tables, write_nuscenes.VERSION,
+    ),
+    "dgp": (write_dgp.DgpScene, write_dgp.scene_names, write_dgp.write_index, write_dgp.INDEX),
+}  # fmt: skip
+# One thread per process: results cannot depend on their number, and processes do not get into each other's way.
+_THREADS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+_done: Any = None  # keyframes finished over all workers, for the progress bar; shared memory
+
+
+def rig_of(look: Look) -> Rig:
+    """The rig of a look, at its image size."""
+    rig = rigs.read_rig(look.rig)
+    return rigs.scaled(rig, scale=look.scale, size=look.size) if look.scale or look.size else rig
+
+
+def write_dataset(look: Look, out: str | Path, scenes: dict[str, int], workers: int) -> Path:
+    """Writes a dataset, or what is missing of it.
+
+    Args:
+      look: what is rendered.
+      out: dataroot; made if missing. One that was made with another look is refused.
+      scenes: how many of each split, {"train": n, "val": m}; further scenes can be added later with the same look.
+      workers: processes; 0 = in this process, with as many threads as XLA likes.
+
+    Returns:
+      The tables' folder or the index file.
+
+    Raises:
+      ConfigError: too many scenes, or the rig cannot be read. DataError: the folder holds something else, cannot be
+        written, or a worker died.
+    """
+    out, rig = Path(out), rig_of(look)
+    _, names_of, finish, marker = _WRITERS[rig.format]
+    jobs = [
+        Job(look, out, split, index, name)
+        for split, count in scenes.items()
+        for index, name in enumerate(names_of(split, count))
+    ]
+    try:
+        with _locked_folder(out):
+            _check_look(out, look, marker)
+            rows = _finished(jobs)
+            if rows:
+                print(f"{out}: {len(rows)} of {len(jobs)} scenes are done already", file=sys.stderr)
+            if len(rows) < len(jobs):
+                _unmark(out, marker)
+                for job, row in _run([job for job in jobs if job.name not in rows], look.frames, workers):
+                    rows[job.name] = row
+            finish(out, rig, look.seed, [rows[job.name] for job in jobs])
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or out}: cannot write ({error.strerror}); free space or choose another --out, and run"
+            " again: finished scenes are kept"
+        ) from error
+    return out / marker
+
+
+@contextlib.contextmanager
+def _locked_folder(out: Path) -> Iterator[None]:
+    """Makes the folder and holds a lock on it, so that two runs never write into one."""
+    (out / ROWS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{out}: another process is rendering here; wait for it or choose another --out") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_look(out: Path, look: Look, marker: str) -> None:
+    """`DataError` unless the folder is new or was begun with the same look."""
+    path, wanted = out / ROWS / _LOOK, dataclasses.asdict(look)
+    wanted["rig"] = Path(look.rig).name
+    if not path.exists():
+        if others := [p.name for p in out.iterdir() if p.name != ROWS]:
+            (out / ROWS).rmdir()
+            raise DataError(f"{out}: holds {others[0]} and is no rendered dataset; choose another --out")
+        tfrecord.write_atomically(path, json.dumps(wanted).encode())
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = {}
+    wanted = json.loads(json.dumps(wanted))
+    different = [f"{key} {found.get(key)} (now {value})" for key, value in wanted.items() if found.get(key) != value]
+    if different:
+        whole = "a dataset" if (out / marker).exists() else "an unfinished dataset"
+        raise DataError(f"{out}: holds {whole} with other {', '.join(different)}; delete it or choose another --out")
+
+
+def _row_file(job: Job) -> Path:
+    return job.out / ROWS / f"{job.split}-{job.name}.json"
+
+
+def _finished(jobs: list[Job]) -> dict[str, Any]:
+    """Rows of the scenes that are done, by scene name."""
+    rows = {}
+    for job in jobs:
+        with contextlib.suppress(OSError, ValueError):
+            rows[job.name] = json.loads(_row_file(job).read_bytes())
+    return rows
+
+
+def _unmark(out: Path, marker: str) -> None:
+    """While scenes are being added, the dataset is not whole; its tables are made again from the scenes' rows."""
+    if (out / marker).is_dir():
+        unfinished = out / f"{marker}.tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (out / marker).rename(unfinished)  # at once, so that no half of it is ever there under its name
+        shutil.rmtree(unfinished)
+    (out / marker).unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _renderer(look: Look) -> Any:
+    from data_prep.world import drive  # builds the functions: only where something is rendered
+
+    return drive.Renderer(rig_of(look), samples=look.samples)
+
+
+def render_scene(job: Job, refresh: Any = None) -> Any:
+    """Renders and writes one scene; returns its rows."""
+    from data_prep.world import drive, scene
+
+    renderer = _renderer(job.look)
+    writer = _WRITERS[renderer.rig.format][0](job, renderer.rig)
+    one = drive.Drive(renderer, scene.scene_key(job.look.seed, job.split, job.index))
+    for number in range(job.look.frames):
+        writer.keyframe(one, number)
+        if _done is not None:
+            with _done.get_lock():
+                _done.value += 1
+        if refresh:
+            refresh()
+    rows = writer.finish()
+    tfrecord.write_atomically(_row_file(job), json.dumps(rows).encode())
+    return rows
+
+
+def start_worker(counter: Any, parent: int) -> None:
+    """Set-up of a worker process: one thread of OpenCV, and no life after the parent's."""
+    global _done
+    _done = counter
+    cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Environment of worker processes: XLA reads it when it starts in them."""
+    changed = {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_THREADS}".strip(),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false"),
+    }
+    before = {key: os.environ.get(key) for key in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _run(jobs: list[Job], frames: int, workers: int) -> Iterator[tuple[Job, Any]]:
+    """Renders scenes in worker processes (also if there is only one, so that all run under the same settings)."""
+    if not workers:
+        yield from ((job, render_scene(job)) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    others = multiprocessing.active_children()
+    with (
+        _single_threaded(),
+        tqdm(total=len(jobs) * frames, unit="frame", desc="rendering (compiles first)", dynamic_ncols=True) as bar,
+    ):
+        pool = concurrent.futures.ProcessPoolExecutor(
+            min(workers, len(jobs)), context, start_worker, (counter, os.getpid())
+        )
+        try:
+            waiting = {pool.submit(render_scene, job): job for job in jobs}
+            while waiting:
+                ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
+                if counter.value > bar.n:
+                    bar.set_description("rendering", refresh=False)
+                bar.update(counter.value - bar.n)
+                for future in ready:
+                    yield waiting.pop(future), future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise DataError(
+                "a worker process died, most likely for lack of memory; run again with fewer --workers (finished scenes"
+                " are kept)"
+            ) from error
+        except KeyboardInterrupt:  # half-done scenes are rendered again, so nobody waits for them
+            for worker in set(multiprocessing.active_children()) - set(others):
+                worker.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def describe(look: Look, out: Path, scenes: dict[str, int]) -> str:
+    """What was written and how to convert it."""
+    rig = rig_of(look)
+    lines = []
+    for split, count in scenes.items():
+        if not count:
+            continue
+        if rig.format == "nuscenes":
+            how = f"python -m data_prep.nuscenes --dataroot {out} --version {write_nuscenes.VERSION} --split {split}"
+        else:
+            how = f"python -m data_prep.ddad --json {out / write_dgp.INDEX} --split {split}"
+            how += f" --masks {out / write_dgp.MASKS}"
+        lines.append(f"  {how} --out records/{out.name}_{split}")
+    return "convert it with:\n" + "\n".join(lines)
