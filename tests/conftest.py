@@ -1,11 +1,18 @@
 """Shared fixtures. Tests on real frames find them through FSMDE_REAL_DATA and skip without it."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # test modules and the commands they run compile the same functions
+    _cache = tempfile.mkdtemp(prefix="fsmde_xla_")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 
 
 @pytest.fixture(scope="session")
