@@ -33,7 +33,7 @@ $(READY_DEV): $(READY)
 # Renders a small world (train and held-out scenes), converts it as a recorded dataset, trains a student and evaluates it.
 # Each step goes on from what is there: `make demo` again after an interruption costs little.
 demo: setup
-	$(RUN) -m data_prep.world --rig nuscenes --scenes 40 --val_scenes 10 --frames 10 --image_size 128x224 --out data/world
+	$(RUN) -m data_prep.world --rig nuscenes --scenes 400 --val_scenes 40 --frames 1 --image_size 96x160 --out data/world
 	for split in train val; do \
 	  $(RUN) -m data_prep.nuscenes --dataroot data/world --version v1.0-trainval --split $$split \
 	    --image_size native --out records/world_$$split || exit 1; \

@@ -18,23 +18,23 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.train_records = "records/world_train"
     c.data.eval_records = "records/world_val"
     prepare = (
-        "python -m data_prep.world --rig nuscenes --scenes 40 --val_scenes 10 --frames 10 --image_size 128x224"
+        "python -m data_prep.world --rig nuscenes --scenes 400 --val_scenes 40 --frames 1 --image_size 96x160"
         " --out data/world\n"
         "  python -m data_prep.nuscenes --dataroot data/world --version v1.0-trainval --split {0}"
         " --image_size native --out records/world_{0}"
     )
     c.data.prepare_train = prepare.format("train")
     c.data.prepare_eval = prepare.format("val")
-    c.data.image_size = (128, 224)
-    c.data.batch_size = 4
+    c.data.image_size = (96, 160)
+    c.data.batch_size = 1
     c.model.decoder_channels = (16, 32, 64, 96, 128)
-    c.optim.lr = 1e-3
+    c.optim.lr = 7e-4
     c.optim.warmup_steps = 30
-    c.train.steps = 300
-    c.train.log_every = 20
-    c.train.picture_every = 100
-    c.train.eval_every = 150
-    c.train.eval_samples = 40
-    c.train.checkpoint_every = 150
+    c.train.steps = 1600
+    c.train.log_every = 50
+    c.train.picture_every = 400
+    c.train.eval_every = 400
+    c.train.eval_samples = 20
+    c.train.checkpoint_every = 400
     c.eval.trivial = True
     return c

@@ -89,7 +89,7 @@ def test_labels_are_as_sparse_as_real_ones_and_images_are_pictures(samples):
 
 def test_a_stream_can_go_on_anywhere(samples):
     rig = rigs.scaled(rigs.read_rig("nuscenes"), size=(32, 64))
-    small = dataclasses.replace(rig, lidar=dataclasses.replace(rig.lidar, columns=90))  # compiles once, see conftest
+    small = dataclasses.replace(rig, lidar=dataclasses.replace(rig.lidar, columns=90))
     whole = batches.batches(small, batch_size=2, seed=3, frames_per_scene=2)
     next(whole)
     second = jax.device_get(next(whole))
