@@ -19,7 +19,7 @@ from data_prep.world.__main__ import look_of, parser
 from data_prep.world.surfaces import Semantic
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError, DataError
-from tests import small_world
+from tests import stand_in_world
 
 matplotlib.use("Agg")
 SIZE = (60, 104)
@@ -33,7 +33,7 @@ def look(*flags: str) -> dataset.Look:
 @pytest.fixture(scope="module", autouse=True)
 def world():
     with pytest.MonkeyPatch.context() as patch:
-        small_world.install(patch)
+        stand_in_world.install(patch)
         yield
         dataset._renderer.cache_clear()
 
