@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rig", default="nuscenes", help="nuscenes, ddad or a rig file (default nuscenes)")
     parser.add_argument(
-        "--sizes", nargs="+", type=cli.parse_size, default=[(128, 224), (352, 640)], metavar="HxW",
-        help="image sizes (default 128x224 352x640)",
+        "--sizes", nargs="+", type=cli.parse_size, default=[(96, 160), (352, 640)], metavar="HxW",
+        help="image sizes (default 96x160 352x640)",
     )  # fmt: skip
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="on a CPU (default 1 2)")
     parser.add_argument("--batch", type=int, default=32, help="scenes per call on an accelerator (default 32)")

@@ -60,6 +60,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def usable_memory() -> float:
+    """Bytes that new processes may take: what is free now, within a container's limit; infinite where unknown."""
+    found = []
+    with contextlib.suppress(OSError, AttributeError):  # Linux
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(1024.0 * int(re.search(r"MemAvailable:\s*(\d+)", text).group(1)))  # type: ignore[union-attr]
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        found.append(float(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))))
+    if not found:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    return min(found, default=float("inf"))
+
+
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM (from a job scheduler) raises KeyboardInterrupt in the body, as Ctrl-C does; main thread only."""

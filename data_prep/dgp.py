@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import rendered
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError, DataError
 
@@ -67,7 +68,7 @@ def scene_files(dataset_json: str | Path) -> dict[str, list[Path]]:
     """
     path = Path(dataset_json)
     if not path.is_file():
-        raise ConfigError(f"--json={path}: no such file; expected DDAD's ddad.json")
+        raise ConfigError(f"--json={path}: no such file; {rendered.advice(path.parent) or 'expected a ddad.json'}")
     content = read_json(path)
     try:
         splits = content["scene_splits"]

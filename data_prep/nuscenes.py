@@ -65,9 +65,8 @@ def load_tables(dataroot: str | Path, version: str) -> Any:
         raise ConfigError(f"--version={version}: unknown{suggest(version, VERSIONS)}")
     root = Path(dataroot) / version
     if not root.is_dir():
-        raise DataError(
-            f"{root}: no such folder; --dataroot must hold {version}/ (tables), samples/ and, for --sweeps, sweeps/"
-        )
+        expected = f"--dataroot must hold {version}/ (tables), samples/ and, for --sweeps, sweeps/"
+        raise DataError(f"{root}: no such folder; {rendered.advice(root.parent) or expected}")
 
     class Tables(base):  # type: ignore[misc, valid-type]
         def __load_table__(self, table_name: str) -> Any:

@@ -6,13 +6,17 @@ different seeds are different streets, though the official lists give them the s
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fsmde_jax.errors import DataError
 
 DATASET = "world"
 NUSCENES_LOCATION = "rendered world"  # `location` in log.json
+NUSCENES_VERSION = "v1.0-trainval"  # of all rendered datasets in that format
 DGP_NAME = "FSMDE world"  # `metadata.name` in the dataset json
+DGP_INDEX = "ddad.json"
+ROWS = ".scenes"  # folder of a rendered dataroot: which scenes are finished
 
 
 def seed_of(text: str) -> str:
@@ -30,6 +34,17 @@ def version_of(form: str, seeds: Iterable[str]) -> str:
 def scene_name(name: str, seed: str) -> str:
     """A rendered scene's name in records, e.g. "seed 7/scene-0061"."""
     return f"seed {seed}/{name}"
+
+
+def advice(folder: Path) -> str:
+    """What to do about a dataroot whose tables or index were not found; "" if it was not rendered."""
+    if not (folder / ROWS).is_dir():
+        return ""
+    if (folder / NUSCENES_VERSION).is_dir():
+        return f"it was rendered in the nuScenes format: data_prep.nuscenes with --version {NUSCENES_VERSION} reads it"
+    if (folder / DGP_INDEX).is_file():
+        return f"it was rendered in the DGP format: data_prep.ddad with --json {folder / DGP_INDEX} reads it"
+    return "it is rendered, but not finished: run the same python -m data_prep.world command again to finish it"
 
 
 def nuscenes_seeds(tables: Any) -> dict[str, str] | None:

@@ -1,6 +1,7 @@
 """The description of a user's own rig: `rig.yaml` (docs/custom_data.md has the format)."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,8 @@ def read_camera(name: str, content: Any, path: Path) -> RigCamera:
       ConfigError, DataError: see `read_rig`; names the file, the camera and the key.
     """
     where = f"{path}, camera {name}"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ConfigError(f"{where}: expected a name of letters, digits, _ and - only; folders are named after it")
     check_keys(content, _CAMERA_KEYS | _POSE_KEYS, {"image_size"}, where)
     given = content.get("distortion") or [0.0]
     values = list(given.values()) if isinstance(given, dict) else given

@@ -10,6 +10,7 @@ from data_prep.world import light as lights
 from data_prep.world import primitives
 from data_prep.world import road as roads
 from data_prep.world.surfaces import Material, Semantic
+from tests import polyhedra
 
 
 class World(NamedTuple):
@@ -47,7 +48,7 @@ def street() -> tuple[list[primitives.Parts], list[primitives.Parts]]:
     car = primitives.box(jnp.array([12.0, 4.0, 0.3]), jnp.array([16.3, 5.8, 1.5]))
     sign = primitives.box(jnp.array([7.98, -6.2, 2.0]), jnp.array([8.02, -5.2, 2.7]))
     crown = primitives.ellipsoid(jnp.array([15.0, 11.0, 4.0]), jnp.array([2.0, 2.0, 1.5]))
-    trunk = primitives.cylinder(jnp.array([15.0, 11.0, 1.5]), 2, jnp.array([0.2, 0.2]), 1.5)
+    trunk = polyhedra.cylinder(jnp.array([15.0, 11.0, 1.5]), 2, jnp.array([0.2, 0.2]), 1.5)
     paint = primitives.painted
     solids = [
         paint(ground, Material.ROAD, Semantic.ROAD, (0.13, 0.13, 0.13)),

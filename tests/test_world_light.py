@@ -8,6 +8,7 @@ import pytest
 from data_prep.world import light as lights
 from data_prep.world import pavement, primitives, raycast, render, sensor, shadow, texture
 from data_prep.world import road as roads
+from tests import polyhedra
 from tests.small_world import World, clear_light, geometry, straight_road, street
 
 
@@ -100,7 +101,7 @@ def test_less_sky_reaches_places_that_are_built_over(mapper):
 
 def test_thin_things_far_away_keep_their_size():
     """Quadrics seen from the sun's distance: a lamp post of 12 cm from 3 km, against its exact width and distance."""
-    post = primitives.cylinder(jnp.zeros(3), 2, jnp.array([0.06, 0.06]), 3.0)
+    post = polyhedra.cylinder(jnp.zeros(3), 2, jnp.array([0.06, 0.06]), 3.0)
     post = primitives.place(post, primitives.yaw_rotation(jnp.float32(0.4)), jnp.array([3000.0, 2.0, 0.0]))
     parts = geometry([street()[0][0]._replace(valid=jnp.array(False))], [post])
     y = np.linspace(1.85, 2.15, 1501)

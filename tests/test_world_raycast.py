@@ -7,6 +7,7 @@ import pytest
 
 from data_prep.world import primitives, raycast
 from data_prep.world.primitives import FACES, Geometry
+from tests import polyhedra
 
 SIZE = (40, 72)
 K = jnp.array([[60.0, 0.0, 35.5], [0.0, 55.0, 18.0], [0.0, 0.0, 1.0]])
@@ -39,12 +40,12 @@ def random_geometry(seed: int, count: int = 60) -> Geometry:
     solids = [
         turned(primitives.box(-size, size), count),
         turned(primitives.frustum(-size, size, size[:, :2] * 0.9, size[:, :2] * 0.3), count),
-        turned(primitives.extrusion(jnp.broadcast_to(car, (count, 6, 2)), size[:, 0], 0.1), count),
+        turned(polyhedra.extrusion(jnp.broadcast_to(car, (count, 6, 2)), size[:, 0], 0.1), count),
         primitives.half_spaces(jnp.array([[[0.05, -0.02, 1.0]]]), jnp.array([[-0.2]])),  # a sloping ground
     ]
     rounds = [
         turned(primitives.ellipsoid(0.1 * size, size), count),
-        *(turned(primitives.cylinder(0.1 * size, axis, size[:, :2], size[:, 2]), count) for axis in range(3)),
+        *(turned(polyhedra.cylinder(0.1 * size, axis, size[:, :2], size[:, 2]), count) for axis in range(3)),
     ]
     return Geometry(primitives.flatten(*solids), primitives.flatten(*rounds))
 
@@ -149,6 +150,28 @@ def test_a_part_around_the_camera_is_not_seen():
     assert np.all(np.asarray(hits.part) == raycast.NOTHING)
 
 
+def test_a_round_part_is_seen_from_a_corner_of_its_bounding_box():
+    ground = primitives.flatten(primitives.box(jnp.array([[-9.0, -9.0, -2.0]]), jnp.array([[9.0, 9.0, -1.0]])))
+    ball = primitives.flatten(primitives.ellipsoid(jnp.array([[1.8, 1.8, 1.5]]), jnp.array([[2.0, 2.0, 2.0]])))
+    tiles = raycast.pinhole_tiles(K, camera(yaw=np.pi / 4), SIZE)
+    hits = raycast.trace(Geometry(ground, ball), tiles)
+    inverse = np.asarray(raycast.untile(hits.inverse, SIZE))
+    assert 1 / inverse[18, 35] == pytest.approx(1.8 * np.sqrt(2) - 2.0, rel=2e-2)  # nearly the optical axis
+    assert np.all(np.asarray(raycast.untile(hits.part, SIZE)) == 1)
+    behind = raycast.trace(Geometry(ground, ball), raycast.pinhole_tiles(K, camera(yaw=np.pi * 5 / 4), SIZE))
+    assert not np.any(np.asarray(behind.part) == 1)
+
+
+def test_worlds_without_round_parts_have_hits_and_normals():
+    box = primitives.flatten(primitives.box(jnp.array([[4.0, -9.0, -9.0]]), jnp.array([[5.0, 9.0, 9.0]])))
+    empty = jax.tree.map(lambda leaf: leaf[:0], box)
+    tiles = raycast.pinhole_tiles(K, camera(), SIZE)
+    hits = raycast.trace(Geometry(box, empty), tiles)
+    points = tiles.origin + jnp.moveaxis(tiles.directions, 1, 2) / jnp.maximum(hits.inverse, 1e-6)[..., None]
+    normal = raycast.normals(Geometry(box, empty), hits, points)
+    np.testing.assert_allclose(normal, np.broadcast_to([-1.0, 0.0, 0.0], normal.shape), atol=1e-6)
+
+
 def test_constructors_bound_what_they_say():
     rng = np.random.default_rng(0)
     points = rng.uniform(-3, 3, (4000, 3))
@@ -173,15 +196,15 @@ def test_constructors_bound_what_they_say():
         np.sum(((points - [0.2, 0.1, 0.3]) / radii) ** 2, -1) <= 1,
     )
     np.testing.assert_array_equal(
-        inside(primitives.cylinder(jnp.zeros(3), 1, jnp.array([1.0, 2.0]), 1.5)),
+        inside(polyhedra.cylinder(jnp.zeros(3), 1, jnp.array([1.0, 2.0]), 1.5)),
         (x**2 + (z / 2) ** 2 <= 1) & (np.abs(y) <= 1.5),
     )
-    wedge = primitives.extrusion(jnp.array([[-1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), 1.0, 0.2)
+    wedge = polyhedra.extrusion(jnp.array([[-1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), 1.0, 0.2)
     np.testing.assert_array_equal(inside(wedge), (z >= 0) & (z <= 2 - 2 * np.abs(x)) & (np.abs(y) <= 1 - 0.2 * z))
 
 
 def test_placing_moves_planes_quadrics_and_frames_alike():
-    parts = primitives.flatten(primitives.cylinder(jnp.array([[0.5, 0.0, 1.0]]), 2, jnp.array([[0.5, 0.8]]), 1.0))
+    parts = primitives.flatten(polyhedra.cylinder(jnp.array([[0.5, 0.0, 1.0]]), 2, jnp.array([[0.5, 0.8]]), 1.0))
     rotation = primitives.yaw_rotation(jnp.float32(0.7), jnp.float32(0.2))
     origin = jnp.array([3.0, -2.0, 0.5])
     moved = primitives.place(parts, rotation, origin)

@@ -1,15 +1,18 @@
-"""Rig files: what they mean, what is refused, and that they agree with the real rigs they imitate."""
+"""Rig files and flags: what they mean, what is refused, and that rigs agree with the real ones they imitate."""
 
 import dataclasses
+import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from data_prep import dgp, folder
-from data_prep.world import rigs
+from data_prep import cli, dgp, folder, nuscenes
+from data_prep.world import dataset, output, rigs
+from data_prep.world.__main__ import look_of, parser
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError, DataError
 
@@ -62,7 +65,7 @@ def test_a_planned_rig_is_read_by_the_converter_for_real_data_too(tmp_path):
         np.testing.assert_array_equal(camera.intrinsics, real.cameras[name].intrinsics)
     np.testing.assert_array_equal(planned.lidar.sensor_to_ego, real.sensor_to_ego)
     np.testing.assert_allclose(np.degrees(planned.lidar.elevations), [-20, -15, -10, -5, 0, 5, 10], atol=1e-12)
-    assert (planned.max_depth, planned.sweeps_per_keyframe, planned.format) == (60, 2, "nuscenes")
+    assert (real.max_depth, planned.sweeps_per_keyframe, planned.format) == (60, 2, "nuscenes")
 
 
 @pytest.mark.parametrize(
@@ -79,11 +82,21 @@ def test_a_planned_rig_is_read_by_the_converter_for_real_data_too(tmp_path):
         (("world", "lidar"), "beams", [[5, -5, 3]], "expected elevations within"),
         (("world", "lidar"), "beams", [1, 1], "each elevation once"),
         (("world", "lidar"), "beams", 32, "expected a list of elevations"),
+        (("world", "lidar"), "beams", [[-5, 5, float("inf")]], "expected elevations within"),
+        (("world", "lidar"), "beams", [[-5, float("nan"), 3]], "expected elevations within"),
         (("world", "lidar"), "body_returns", 1, "expected true or false"),
         (("world",), "body", {"parts": [{"low": [0, 0, 0]}]}, "part 1: missing high"),
         (("world",), "body", {"parts": [{"low": [0, 0, 1], "high": [1, 1, 1]}]}, "high must lie above low"),
         (("world",), "body", {"parts": [{"low": [0, 0, 0], "high": [1, 1]}]}, "expected 3 numbers"),
         (("world",), "body", {"parts": [{"low": [0, 0, 0], "high": [1, 1, 1], "material": "glas"}]}, "'glass'"),
+        (
+            ("world",), "body", {"parts": [{"low": [0, 0, 0], "high": [1, 1, 1], "colour": [20, 20, 22]}]},
+            "part 1: colour = [20, 20, 22]; expected red, green, blue within 0..1",
+        ),
+        (
+            ("world",), "body", {"in_images": True, "parts": [{"low": [0, -0.5, 0.2], "high": [1.5, 0.5, 1]}]},
+            "set world.format: dgp, which writes masks",
+        ),
         (
             ("world",), "body", {"in_images": True, "parts": [{"low": [1, -1, 0], "high": [3, 1, 1.5]}]},
             "camera front at [2.0, 0.0, 1.2] is inside",
@@ -98,6 +111,10 @@ def test_a_planned_rig_is_read_by_the_converter_for_real_data_too(tmp_path):
         (("cameras", "left"), "yaw", "left", "yaw = 'left'; expected a number"),
         (("cameras", "left"), "delay_ms", 150, "half of a keyframe's time"),
         (("cameras", "left"), "image_size", [0, 200], "expected [height, width]"),
+        (("cameras",), "cam/../../x", FOUR["cameras"]["left"], "expected a name of letters, digits, _ and - only"),
+        (("cameras",), "", FOUR["cameras"]["left"], "expected a name of letters, digits, _ and - only"),
+        (("cameras",), "LIDAR", FOUR["cameras"]["left"], "camera LIDAR: this is the LiDAR's name"),
+        (("cameras",), "LIDAR_TOP", FOUR["cameras"]["left"], "camera LIDAR_TOP: this is the LiDAR's name"),
         (("cameras", "left"), "image_size", [60000, 60000], "too large"),
     ],
 )  # fmt: skip
@@ -117,6 +134,102 @@ def test_unknown_rigs_and_files_are_refused(tmp_path):
         rigs.read_rig("nuscene")
     with pytest.raises(ConfigError, match="cannot read"):
         rigs.read_rig(tmp_path / "none.yaml")
+
+
+def look(*flags: str) -> dataset.Look:
+    return look_of(parser().parse_args(["--out", "unused", *flags]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--frames", "0"], "--frames=0"),
+        (["--frames", "2001"], "--frames=2001: expected at most 2000"),
+        (["--seed", "-1"], "--seed=-1"),
+        (["--sweeps_between", "5"], "expected at most 4"),
+        (["--rig", "ddad", "--sweeps_between", "1"], "only the nuScenes format"),
+        (["--rig", "kitti"], "neither a .yaml file nor a rig"),
+    ],
+)
+def test_wrong_flags_are_named(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        look(*flags)
+
+
+def test_no_sweep_lies_between_keyframes_of_every_revolution(tmp_path):
+    content = json.loads(json.dumps(FOUR))
+    for rate, most in ((10, 0), (5, 1)):
+        content["world"]["keyframe_rate"] = rate
+        path = str(write(tmp_path / "four.yaml", content))
+        assert look("--rig", path, "--sweeps_between", str(most)).sweeps_between == most
+        with pytest.raises(ConfigError, match=f"--sweeps_between={most + 1}: expected at most {most}"):
+            look("--rig", path, "--sweeps_between", str(most + 1))
+
+
+def test_the_longest_scene_ends_before_the_next_one_starts(tmp_path):
+    content = json.loads(json.dumps(FOUR))
+    content["world"] |= {"keyframe_rate": 0.5}
+    content["cameras"]["left"]["delay_ms"], content["cameras"]["right"]["delay_ms"] = 999, -999
+    path = write(tmp_path / "four.yaml", content)
+    longest = look("--rig", str(path), "--frames", "500")
+    train, val, other = (
+        output.Job(longest, tmp_path, split, index, "scene").start_us
+        for split, index in (("train", 0), ("val", 0), ("train", 1))
+    )
+    delays = [round(camera.delay * 1e6) for camera in rigs.read_rig(path).cameras.values()]
+    last = 499 * 2_000_000 + max(delays)
+    assert train + last < val + min(delays) and val + last < other + min(delays)
+    with pytest.raises(ConfigError, match=r"--frames=501: expected at most 500.* 0\.5 keyframes per second"):
+        look("--rig", str(path), "--frames", "501")
+
+
+def test_a_file_of_a_built_in_rigs_name_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nuscenes").write_text("something else")
+    found = look()
+    assert found.rig == "nuscenes"
+    assert found.rig_digest == hashlib.sha256(rigs.built_in("nuscenes").read_bytes()).hexdigest()
+
+
+def test_the_printed_commands_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "my world"
+    out.mkdir()
+    text = dataset.describe(look(), Path("my world"), {"train": 2, "val": 0})
+    (line,) = text.splitlines()[1:]
+    assert shlex.split(line) == [
+        "python", "-m", "data_prep.nuscenes", "--dataroot", "my world", "--version", "v1.0-trainval",
+        "--split", "train", "--image_size", "native", "--out", "records/my world_train",
+    ]  # fmt: skip
+    monkeypatch.chdir(out)
+    lines = dataset.describe(look("--rig", "ddad"), Path("."), {"train": 1, "val": 1}).splitlines()[1:]
+    assert [shlex.split(line)[-1] for line in lines] == ["records/my world_train", "records/my world_val"]
+    assert all("--json ddad.json --masks masks" in line and "--image_size native" in line for line in lines)
+
+
+def test_rendered_folders_that_a_converter_cannot_open_say_what_reads_them(tmp_path):
+    (tmp_path / ".scenes").mkdir()
+    with pytest.raises(DataError, match=r"no such folder; it is rendered, but not finished: .* again to finish it"):
+        nuscenes.load_tables(tmp_path, "v1.0-trainval")
+    (tmp_path / "ddad.json").touch()
+    with pytest.raises(DataError, match=r"data_prep\.ddad with --json .*ddad\.json reads it"):
+        nuscenes.load_tables(tmp_path, "v1.0-trainval")
+    (tmp_path / "ddad.json").unlink()
+    (tmp_path / "v1.0-trainval").mkdir()
+    with pytest.raises(DataError, match=r"data_prep\.nuscenes with --version v1\.0-trainval reads it"):
+        nuscenes.load_tables(tmp_path, "v1.0-mini")
+    with pytest.raises(ConfigError, match=r"data_prep\.nuscenes with --version v1\.0-trainval reads it"):
+        dgp.scene_files(tmp_path / "ddad.json")
+    with pytest.raises(DataError, match=r"--dataroot must hold v1\.0-mini/"):
+        nuscenes.load_tables(tmp_path / "recorded", "v1.0-mini")
+
+
+def test_workers_are_as_many_as_memory_and_cores_allow(monkeypatch):
+    assert 0 < cli.usable_memory() < 2**50
+    monkeypatch.setattr(cli, "usable_cores", lambda: 16)
+    for memory, expected in ((3.5e9, 3), (0.5e9, 1), (float("inf"), 16)):
+        monkeypatch.setattr(cli, "usable_memory", lambda memory=memory: memory)
+        assert parser().parse_args(["--out", "unused"]).workers == expected
 
 
 @pytest.mark.parametrize("name", rigs.BUILT_IN)

@@ -49,6 +49,17 @@ def test_statistics_are_those_of_the_records(tmp_path):
     assert samples[0].camera_names[1] in text
 
 
+def test_folders_without_a_common_camera_are_refused(tmp_path, capsys):
+    sample = make_rig(0).sample
+    others = dataclasses.replace(sample, camera_names=[f"other_{i}" for i in range(len(sample.camera_names))])
+    ours, theirs = (write_folder(tmp_path / n, [s]) for n, s in (("a", sample), ("b", others)))
+    with pytest.raises(SystemExit) as stop:
+        statistics.main([str(ours), str(theirs)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and "no camera in common" in error
+    assert sample.camera_names[0] in error and "other_0" in error
+
+
 @pytest.mark.slow
 def test_the_worlds_medians_are_within_a_factor_of_two_of_the_real_keyframe(real_data, tmp_path):
     flags = ["--scenes", "24", "--val_scenes", "0", "--frames", "1", "--image_size", "96x160", "--workers", "2"]

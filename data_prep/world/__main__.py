@@ -1,7 +1,8 @@
 """Renders street scenes as a dataset: `python -m data_prep.world --rig nuscenes --scenes 8 --frames 10 --out D`.
 
 The dataset has the format of nuScenes or DDAD (DGP), so the same converters read it; exact dense depth lies beside the
-images. The same seed gives the same files; train and val never share a scene.
+images. One version of this program gives the same files for the same seed on one kind of machine; train and val never
+share a scene.
 """
 
 import argparse
@@ -11,10 +12,11 @@ import time
 from pathlib import Path
 
 from data_prep import cli
-from data_prep.world import dataset, rigs
+from data_prep.world import dataset, output, rigs
 from fsmde_jax.errors import ConfigError, exit_with_message
 
 _SIZES = {"nuscenes": (360, 640), "ddad": (400, 640)}  # default image sizes of the built-in rigs
+_WORKER_BYTES = 1.1e9  # memory of one worker process
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("--jpeg_quality", type=int, default=95, help="default 95")
     made.add_argument(
-        "--workers", type=int, default=cli.usable_cores(),
-        help="processes, about 1 GB each (default: all cores that this process may use; 1 suits a GPU); the files do"
-        " not depend on it",
+        "--workers", type=int, default=max(1, int(min(cli.usable_cores(), cli.usable_memory() / _WORKER_BYTES))),
+        help="processes (default %(default)s: all cores that this process may use, but no more than there is memory for"
+        " at about 1.1 GB each; 1 suits a GPU); the files do not depend on it",
     )  # fmt: skip
     return made
 
@@ -74,19 +76,24 @@ def look_of(args: argparse.Namespace) -> dataset.Look:
     rig = rigs.read_rig(args.rig)
     if args.sweeps_between and rig.format != "nuscenes":
         raise ConfigError(f"--sweeps_between={args.sweeps_between}: only the nuScenes format has them")
-    if args.sweeps_between >= max(2, rig.sweeps_per_keyframe) and args.sweeps_between:
+    if args.sweeps_between >= rig.sweeps_per_keyframe:
         raise ConfigError(
-            f"--sweeps_between={args.sweeps_between}: the LiDAR turns {rig.sweeps_per_keyframe} times per keyframe, so"
-            f" at most {rig.sweeps_per_keyframe - 1} lie between"
+            f"--sweeps_between={args.sweeps_between}: expected at most {rig.sweeps_per_keyframe - 1}, because the LiDAR"
+            f" of {args.rig} makes {rig.sweeps_per_keyframe} revolution(s) per keyframe, the keyframe's own included"
+        )
+    seconds = output.SCENE_US // 10**6
+    if args.frames > (most := int(seconds * rig.keyframe_rate)):
+        raise ConfigError(
+            f"--frames={args.frames}: expected at most {most}, because a scene of {args.rig} lasts up to {seconds} s at"
+            f" {rig.keyframe_rate:g} keyframes per second; more --scenes give more frames"
         )
     size = args.image_size
     if size == ():
         size = None if args.scale else _SIZES.get(args.rig)
-    path = Path(args.rig)
-    content = path.read_bytes() if path.is_file() else rigs.built_in(args.rig).read_bytes()
+    path = rigs.built_in(args.rig) if args.rig in rigs.BUILT_IN else Path(args.rig)
     return dataset.Look(
         rig=args.rig if args.rig in rigs.BUILT_IN else str(path.absolute()),
-        rig_digest=hashlib.sha256(content).hexdigest(),
+        rig_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
         scale=args.scale,
         size=size,
         seed=args.seed,
@@ -110,13 +117,14 @@ def main(argv: list[str] | None = None) -> None:
         started = time.perf_counter()
         try:
             with cli.terminate_as_interrupt():
-                made = dataset.write_dataset(look, args.out, scenes, args.workers)
+                made, held = dataset.write_dataset(look, args.out, scenes, args.workers)
         except KeyboardInterrupt:
             print(f"\n{args.out}: interrupted; the same command goes on from the finished scenes", file=sys.stderr)
             sys.exit(130)
         seconds = time.perf_counter() - started
-        print(f"{made}: {args.scenes} train and {val} val scenes of {look.frames} keyframes, {seconds:.0f} s")
-        print(dataset.describe(look, Path(args.out), scenes))
+        counts = f"{held['train']} train and {held['val']} val scenes of {look.frames} keyframes"
+        print(f"{made}: {counts}, {seconds:.0f} s")
+        print(dataset.describe(look, Path(args.out), held))
 
 
 if __name__ == "__main__":

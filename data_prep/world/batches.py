@@ -16,6 +16,7 @@ from data_prep.world.lidar import Sweep
 from data_prep.world.rigs import Rig
 from data_prep.world.scene import Scene, sample_scene, scene_key
 from fsmde_jax import geometry
+from fsmde_jax.data import dense
 from fsmde_jax.errors import ConfigError
 
 Batch = dict[str, Any]
@@ -74,7 +75,7 @@ def sample_function(rig: Rig, *, samples: int = 1) -> Callable[[Scene, jax.Array
             "cam_to_ego": jnp.asarray(cam_to_ego),
             "ego_to_global": frame.camera_ego,  # relative to the anchor's cell; only differences mean anything
             "depth": depth,
-            "dense_depth": views.depth,
+            "dense_depth": jnp.where(views.depth < dense.MAX_DEPTH, views.depth, 0.0),  # as far as records reach
             "ego_mask": jnp.asarray(masks),
             "view_mask": jnp.ones(len(cameras), bool),
         }
@@ -106,8 +107,9 @@ def batches(
     for name, value in (("batch_size", batch_size), ("frames_per_scene", frames_per_scene)):
         if value < 1:
             raise ConfigError(f"{name} = {value}: must be at least 1")
+    if frames_per_scene / rig.keyframe_rate > 1000:
+        raise ConfigError(f"frames_per_scene = {frames_per_scene}: a scene lasts at most 1000 s")
     one = sample_function(rig, samples=samples)
-    step_us = round(1e6 / rig.keyframe_rate)
 
     def rendered(item: tuple[jax.Array, jax.Array]) -> Batch:
         return one(sample_scene(item[0]), item[1])
@@ -121,6 +123,6 @@ def batches(
     while True:
         numbers = np.arange(start, start + batch_size, dtype=np.int64)
         keys = jnp.stack([scene_key(seed, split, int(n) // frames_per_scene) for n in numbers])
-        times = jnp.asarray((numbers % frames_per_scene) * step_us, jnp.int32)
+        times = jnp.asarray([round(int(n) % frames_per_scene * 1e6 / rig.keyframe_rate) for n in numbers], jnp.int32)
         yield batch(keys, times) | {"record_index": numbers}
         start += batch_size

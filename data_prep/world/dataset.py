@@ -1,8 +1,9 @@
 """Renders a dataset with several processes; resumable, with the same bytes for any number of them.
 
-Every scene is rendered by one process and depends on the seed, its split and its number only. When its files are
-there, a row file in `.scenes/` says so; the tables or the index of the dataset come last. So a run that was killed at
-any moment is not taken for a whole dataset, and the same command goes on from the scenes that are done.
+Every scene is rendered by one process and depends on the seed, its split and its number only (and on the world's
+version and the kind of machine). When its files are there, a row file in `.scenes/` says so; the tables or the index of
+the dataset come last and hold all scenes that have one. So a run that was killed at any moment is not taken for a whole
+dataset, and the same command goes on from the scenes that are done.
 """
 
 import concurrent.futures
@@ -13,25 +14,29 @@ import functools
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 from tqdm import tqdm
 
-from data_prep.world import rigs, write_dgp, write_nuscenes
+from data_prep.rendered import ROWS
+from data_prep.world import WORLD_VERSION, rigs, write_dgp, write_nuscenes
 from data_prep.world.output import Job, Look, SceneWriter
 from data_prep.world.rigs import Rig
 from fsmde_jax.data import tfrecord
 from fsmde_jax.errors import DataError
 
-ROWS = ".scenes"
 _LOOK = "look.json"
+_SPLITS = ("train", "val")  # in the tables' order
 _WRITERS: dict[str, tuple[type[SceneWriter], Any, Any, str]] = {  # scene files, scene names, end, what marks the end
     "nuscenes": (
         write_nuscenes.NuscenesScene, write_nuscenes.scene_names, write_nuscenes.write_tables, write_nuscenes.VERSION,
@@ -49,17 +54,18 @@ def rig_of(look: Look) -> Rig:
     return rigs.scaled(rig, scale=look.scale, size=look.size) if look.scale or look.size else rig
 
 
-def write_dataset(look: Look, out: str | Path, scenes: dict[str, int], workers: int) -> Path:
+def write_dataset(look: Look, out: str | Path, scenes: dict[str, int], workers: int) -> tuple[Path, dict[str, int]]:
     """Writes a dataset, or what is missing of it.
 
     Args:
       look: what is rendered.
-      out: dataroot; made if missing. One that was made with another look is refused.
-      scenes: how many of each split, {"train": n, "val": m}; further scenes can be added later with the same look.
+      out: dataroot; made if missing. One that was made with another look or version is refused.
+      scenes: how many of each split, {"train": n, "val": m}; further scenes can be added later with the same look, and
+        those that are there stay.
       workers: processes; 0 = in this process, with as many threads as XLA likes.
 
     Returns:
-      The tables' folder or the index file.
+      The tables' folder or the index file, and how many scenes of each split it holds.
 
     Raises:
       ConfigError: too many scenes, or the rig cannot be read. DataError: the folder holds something else, cannot be
@@ -67,20 +73,22 @@ def write_dataset(look: Look, out: str | Path, scenes: dict[str, int], workers: 
     """
     out, rig = Path(out), rig_of(look)
     _, names_of, finish, marker = _WRITERS[rig.format]
-    jobs = [
-        Job(look, out, split, index, name)
-        for split, count in scenes.items()
-        for index, name in enumerate(names_of(split, count))
-    ]
+    for split, count in scenes.items():
+        names_of(split, count)  # too many are refused before anything is written
     try:
         with _locked_folder(out):
             _check_look(out, look, marker)
+            jobs = _jobs(look, out, scenes, names_of)
             rows = _finished(jobs)
             if rows:
                 print(f"{out}: {len(rows)} of {len(jobs)} scenes are done already", file=sys.stderr)
-            if len(rows) < len(jobs):
-                _unmark(out, marker)
-                for job, row in _run([job for job in jobs if job.name not in rows], look.frames, workers):
+            if missing := [job for job in jobs if job.name not in rows]:
+
+                def begin(backend: str) -> None:
+                    _check_backend(out, backend)
+                    _unmark(out, marker)
+
+                for job, row in _run(missing, look.frames, workers, begin):
                     rows[job.name] = row
             finish(out, rig, look.seed, [rows[job.name] for job in jobs])
     except OSError as error:
@@ -88,7 +96,7 @@ def write_dataset(look: Look, out: str | Path, scenes: dict[str, int], workers: 
             f"{error.filename or out}: cannot write ({error.strerror}); free space or choose another --out, and run"
             " again: finished scenes are kept"
         ) from error
-    return out / marker
+    return out / marker, {split: sum(job.split == split for job in jobs) for split in _SPLITS}
 
 
 @contextlib.contextmanager
@@ -109,10 +117,11 @@ def _locked_folder(out: Path) -> Iterator[None]:
 def _check_look(out: Path, look: Look, marker: str) -> None:
     """`DataError` unless the folder is new or was begun with the same look."""
     path, wanted = out / ROWS / _LOOK, dataclasses.asdict(look)
-    wanted["rig"] = Path(look.rig).name
+    wanted |= {"rig": Path(look.rig).name, "world_version": WORLD_VERSION}
     if not path.exists():
         if others := [p.name for p in out.iterdir() if p.name != ROWS]:
-            (out / ROWS).rmdir()
+            with contextlib.suppress(OSError):
+                (out / ROWS).rmdir()
             raise DataError(f"{out}: holds {others[0]} and is no rendered dataset; choose another --out")
         tfrecord.write_atomically(path, json.dumps(wanted).encode())
         return
@@ -127,16 +136,41 @@ def _check_look(out: Path, look: Look, marker: str) -> None:
         raise DataError(f"{out}: holds {whole} with other {', '.join(different)}; delete it or choose another --out")
 
 
+def _check_backend(out: Path, backend: str) -> None:
+    """`DataError` unless all scenes of the folder are rendered on one kind of device: each has bytes of its own."""
+    path = out / ROWS / _LOOK
+    content = json.loads(path.read_bytes())
+    if content.setdefault("backend", backend) != backend:
+        raise DataError(
+            f"{out}: its scenes were rendered on {content['backend']}, and JAX runs on {backend} now, where pictures"
+            " differ a little; go on with the same device or choose another --out"
+        )
+    tfrecord.write_atomically(path, json.dumps(content).encode())
+
+
 def _row_file(job: Job) -> Path:
-    return job.out / ROWS / f"{job.split}-{job.name}.json"
+    return job.out / ROWS / f"{job.split}-{job.index}.json"
+
+
+def _jobs(look: Look, out: Path, scenes: dict[str, int], names_of: Callable[[str, int], list[str]]) -> list[Job]:
+    """All scenes that the dataset is to hold: those asked for, and those that earlier runs finished."""
+    jobs = []
+    for split in _SPLITS:
+        found = (re.fullmatch(rf"{split}-(\d+)\.json", path.name) for path in (out / ROWS).iterdir())
+        numbers = sorted({*range(scenes.get(split, 0)), *(int(match[1]) for match in found if match)})
+        names = names_of(split, numbers[-1] + 1 if numbers else 0)
+        jobs += [Job(look, out, split, number, names[number]) for number in numbers]
+    return jobs
 
 
 def _finished(jobs: list[Job]) -> dict[str, Any]:
-    """Rows of the scenes that are done, by scene name."""
+    """Rows of the scenes that are done, by scene name: those whose files are all there, with their sizes."""
     rows = {}
     for job in jobs:
         with contextlib.suppress(OSError, ValueError):
-            rows[job.name] = json.loads(_row_file(job).read_bytes())
+            content = json.loads(_row_file(job).read_bytes())
+            if all((job.out / name).stat().st_size == size for name, size in content["files"].items()):
+                rows[job.name] = content["rows"]
     return rows
 
 
@@ -157,7 +191,11 @@ def _renderer(look: Look) -> Any:
     return drive.Renderer(rig_of(look), samples=look.samples)
 
 
-def render_scene(job: Job, refresh: Any = None) -> Any:
+def _backend() -> str:
+    return jax.default_backend()
+
+
+def render_scene(job: Job) -> Any:
     """Renders and writes one scene; returns its rows."""
     from data_prep.world import drive, scene
 
@@ -169,10 +207,8 @@ def render_scene(job: Job, refresh: Any = None) -> Any:
         if _done is not None:
             with _done.get_lock():
                 _done.value += 1
-        if refresh:
-            refresh()
     rows = writer.finish()
-    tfrecord.write_atomically(_row_file(job), json.dumps(rows).encode())
+    tfrecord.write_atomically(_row_file(job), json.dumps({"rows": rows, "files": writer.files}).encode())
     return rows
 
 
@@ -209,9 +245,13 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _run(jobs: list[Job], frames: int, workers: int) -> Iterator[tuple[Job, Any]]:
-    """Renders scenes in worker processes (also if there is only one, so that all run under the same settings)."""
+def _run(jobs: list[Job], frames: int, workers: int, begin: Callable[[str], None]) -> Iterator[tuple[Job, Any]]:
+    """Renders scenes in worker processes (also if there is only one, so that all run under the same settings).
+
+    `begin` is called before the first scene with the backend of JAX in a worker: this process starts none.
+    """
     if not workers:
+        begin(_backend())
         yield from ((job, render_scene(job)) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")
@@ -225,6 +265,7 @@ def _run(jobs: list[Job], frames: int, workers: int) -> Iterator[tuple[Job, Any]
             min(workers, len(jobs)), context, start_worker, (counter, os.getpid())
         )
         try:
+            begin(pool.submit(_backend).result())
             waiting = {pool.submit(render_scene, job): job for job in jobs}
             while waiting:
                 ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
@@ -247,16 +288,16 @@ def _run(jobs: list[Job], frames: int, workers: int) -> Iterator[tuple[Job, Any]
 
 
 def describe(look: Look, out: Path, scenes: dict[str, int]) -> str:
-    """What was written and how to convert it."""
+    """How to convert what was written."""
     rig = rig_of(look)
-    lines = []
+    lines, root = [], out.resolve().name
     for split, count in scenes.items():
         if not count:
             continue
         if rig.format == "nuscenes":
-            how = f"python -m data_prep.nuscenes --dataroot {out} --version {write_nuscenes.VERSION} --split {split}"
+            words = ["data_prep.nuscenes", "--dataroot", str(out), "--version", write_nuscenes.VERSION]
         else:
-            how = f"python -m data_prep.ddad --json {out / write_dgp.INDEX} --split {split}"
-            how += f" --masks {out / write_dgp.MASKS}"
-        lines.append(f"  {how} --out records/{out.name}_{split}")
+            words = ["data_prep.ddad", "--json", str(out / write_dgp.INDEX), "--masks", str(out / write_dgp.MASKS)]
+        words += ["--split", split, "--image_size", "native", "--out", f"records/{root}_{split}"]
+        lines.append(f"  {shlex.join(['python', '-m', *words])}")
     return "convert it with:\n" + "\n".join(lines)

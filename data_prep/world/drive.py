@@ -255,9 +255,10 @@ class Renderer:
 
     def _static(self, world: Scene, anchor: int) -> Geometry:
         """Static geometry; the last one is kept, because a car stays in a cell for several frames."""
-        if self._last[0] is not world or self._last[1] != anchor:
-            self._last = (world, anchor, self._static_geometry(world, np.int32(anchor)))
-        return self._last[2]
+        last = self._last  # read once and written once: threads may share a renderer
+        if last[0] is not world or last[1] != anchor:
+            last = self._last = (world, anchor, self._static_geometry(world, np.int32(anchor)))
+        return last[2]
 
     def frame(self, world: Scene, time_us: np.int32) -> Frame:
         """A keyframe."""

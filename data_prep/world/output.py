@@ -17,7 +17,7 @@ from fsmde_jax.data import dense
 
 SEMANTIC_FOLDER = "semantic"
 _FIRST_US = 1_600_000_000_000_000  # September 2020
-_SCENE_US = 1_000_000_000  # scenes are this far apart in time
+SCENE_US = 1_000_000_000  # scenes are this far apart in time, so that no two files get one name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
     def start_us(self) -> int:
         """Time of the first keyframe, microseconds since 1970; every scene of a seed has its own."""
         number = self.index * 2 + (self.split == "val")
-        return _FIRST_US + number * _SCENE_US
+        return _FIRST_US + number * SCENE_US
 
     @property
     def description(self) -> str:
@@ -75,22 +75,27 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def write_picture(picture: Picture, image: Path, beside: Path, camera: str, look: Look) -> None:
-    """JPEG at `image`, dense depth and (if asked for) classes in folders of `beside`, all with the image's stem."""
-    write(image, encode_jpeg(picture.rgb, look.jpeg_quality))
-    write(beside / DENSE_FOLDER / camera / f"{image.stem}.png", dense.encode(picture.depth))
-    if look.semantics:
-        done, data = cv2.imencode(".png", picture.semantic)
-        if not done:
-            raise RuntimeError("OpenCV could not encode a PNG")
-        write(beside / SEMANTIC_FOLDER / camera / f"{image.stem}.png", data.tobytes())
-
-
 class SceneWriter:
     """Writes one scene's files and collects what its dataset's tables say about it."""
 
     def __init__(self, job: Job, rig: Rig):
         self.job, self.rig = job, rig
+        self.files: dict[str, int] = {}  # what was written: path below the dataroot, bytes
+
+    def write(self, path: Path, data: bytes) -> None:
+        """A file of the scene."""
+        write(path, data)
+        self.files[path.relative_to(self.job.out).as_posix()] = len(data)
+
+    def write_picture(self, picture: Picture, image: Path, beside: Path, camera: str) -> None:
+        """JPEG at `image`, dense depth and (if asked for) classes in folders of `beside`, all with the image's stem."""
+        self.write(image, encode_jpeg(picture.rgb, self.job.look.jpeg_quality))
+        self.write(beside / DENSE_FOLDER / camera / f"{image.stem}.png", dense.encode(picture.depth))
+        if self.job.look.semantics:
+            done, data = cv2.imencode(".png", picture.semantic)
+            if not done:
+                raise RuntimeError("OpenCV could not encode a PNG")
+            self.write(beside / SEMANTIC_FOLDER / camera / f"{image.stem}.png", data.tobytes())
 
     def keyframe(self, drive: Drive, number: int) -> None:
         """Renders and writes keyframe `number`."""

@@ -21,8 +21,8 @@ class Parts(NamedTuple):
     quadric: jax.Array  # [..., 3, 3]: (x - centre)^T Q (x - centre) <= 1; zero for solid parts
     rotation: jax.Array  # [..., 3, 3] object -> world: textures live in the frame of the object
     origin: jax.Array  # [..., 3] of that frame
-    material: jax.Array  # [...] int32, `materials.*`
-    semantic: jax.Array  # [...] int32, `semantics.*`
+    material: jax.Array  # [...] int32, `surfaces.Material`
+    semantic: jax.Array  # [...] int32, `surfaces.Semantic`
     colour: jax.Array  # [..., 3] base colour, linear light, 0..1
     extra: jax.Array  # [..., 4] parameters of the material
     valid: jax.Array  # [...] bool: parts that do not exist in this scene stay in the arrays, so that shapes are fixed
@@ -94,50 +94,12 @@ def frustum(low: jax.Array, high: jax.Array, shrink_low: jax.Array, shrink_high:
     return half_spaces(jnp.stack(normals, -2), jnp.stack(offsets, -1))
 
 
-def extrusion(profile: jax.Array, half_width: jax.Array, lean: jax.Array | float = 0.0) -> Parts:
-    """Convex side profile swept along y: [..., K, 2] points (x, z) in clockwise order seen from the right (+x right,
-    z up), 3 <= K <= 6; the sides lean inwards by `lean` metres per metre of height above z = 0.
-
-    Faces: the K edges of the profile in order, then -y and +y. Cars, ramps, pitched roofs.
-    """
-    profile = jnp.asarray(profile, jnp.float32)
-    edge = jnp.roll(profile, -1, axis=-2) - profile
-    normals = jnp.stack([-edge[..., 1], jnp.zeros_like(edge[..., 0]), edge[..., 0]], -1)  # left of a clockwise edge
-    length = jnp.maximum(jnp.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
-    normals = normals / length
-    offsets = normals[..., 0] * profile[..., 0] + normals[..., 2] * profile[..., 1]
-    shape = profile.shape[:-2]
-    lean = jnp.broadcast_to(jnp.asarray(lean, jnp.float32), shape)
-    half_width = jnp.broadcast_to(jnp.asarray(half_width, jnp.float32), shape)
-    sides = jnp.stack([jnp.stack([jnp.zeros(shape), jnp.full(shape, sign), lean], -1) for sign in (-1.0, 1.0)], -2)
-    return half_spaces(
-        jnp.concatenate([normals, sides], -2),
-        jnp.concatenate([offsets, jnp.stack([half_width, half_width], -1)], -1),
-    )
-
-
 def ellipsoid(centre: jax.Array, radii: jax.Array) -> Parts:
     """Round part; `centre`, `radii` [..., 3]."""
     centre, radii = jnp.broadcast_arrays(jnp.asarray(centre, jnp.float32), jnp.asarray(radii, jnp.float32))
     bounds = box(centre - radii, centre + radii)
     caps_first = jnp.array([4, 5, 0, 1, 2, 3])
     return _parts(bounds.planes[..., caps_first, :], centre, jnp.eye(3) / jnp.square(radii)[..., None, :])
-
-
-def cylinder(centre: jax.Array, axis: int, radii: jax.Array, half_length: jax.Array) -> Parts:
-    """Round part: elliptic cylinder along `axis` (0 x, 1 y, 2 z); `radii` [..., 2] along the other two axes."""
-    centre = jnp.asarray(centre, jnp.float32)
-    radii = jnp.asarray(radii, jnp.float32)
-    shape = jnp.broadcast_shapes(centre.shape[:-1], radii.shape[:-1], jnp.shape(half_length))
-    half = [jnp.broadcast_to(radii[..., 0], shape), jnp.broadcast_to(radii[..., 1], shape)]
-    half.insert(axis, jnp.broadcast_to(jnp.asarray(half_length, jnp.float32), shape))
-    extent = jnp.stack(half, -1)
-    centre = jnp.broadcast_to(centre, (*shape, 3))
-    bounds = box(centre - extent, centre + extent)
-    caps = [2 * axis, 2 * axis + 1]
-    order = jnp.array([*caps, *(i for i in range(6) if i not in caps)])
-    inverse = jnp.where(jnp.arange(3) == axis, 0.0, 1.0 / jnp.square(extent))
-    return _parts(bounds.planes[..., order, :], centre, jnp.eye(3) * inverse[..., None, :])
 
 
 def painted(
@@ -188,12 +150,6 @@ def flatten(*groups: Parts) -> Parts:
     """One list of parts [P, ...] from groups with any leading shapes."""
     flat = [jax.tree.map(lambda leaf, n=group.valid.ndim: leaf.reshape(-1, *leaf.shape[n:]), group) for group in groups]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 0), *flat)
-
-
-def stack(*groups: Parts) -> Parts:
-    """Groups of one leading shape [...], side by side: [..., K]."""
-    n = groups[0].valid.ndim
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, n), *groups)
 
 
 def merge(*geometries: Geometry) -> Geometry:

@@ -133,16 +133,16 @@ def trace(geometry: Geometry, tiles: Tiles, tiles_at_once: int | None = None) ->
     def padded(array: jax.Array) -> jax.Array:  # the fill index of `_listed` points at a part that is never hit
         return jnp.concatenate([array, jnp.zeros((1, *array.shape[1:]), array.dtype)])
 
-    def prepared(parts) -> tuple:  # nearest first, so that a tile is done when nothing nearer can come
+    def prepared(parts, may_surround: bool) -> tuple:  # nearest first: a tile is done when nothing nearer can come
         gradient, facing = _coefficients(parts.planes, tiles.origin)
-        usable = parts.valid & facing.any(-1)
+        usable = parts.valid & (facing.any(-1) | may_surround)  # a round part has corners of its box to be in
         entry = jnp.where(usable, _largest_entry(gradient, facing, tiles.corners), 0.0)
         bound = entry.max(0)
         order = jnp.argsort(-bound)
         return order, padded(gradient[order]), padded(facing[order]), padded(bound[order]), entry[:, order] > 0
 
-    solid_order, solid_gradient, solid_facing, solid_bound, solid_mask = prepared(solids)
-    round_order, round_gradient, round_facing, round_bound, round_mask = prepared(rounds)
+    solid_order, solid_gradient, solid_facing, solid_bound, solid_mask = prepared(solids, False)
+    round_order, round_gradient, round_facing, round_bound, round_mask = prepared(rounds, True)
     factor = _cholesky(rounds.quadric[round_order])
     offset = rounds.centre[round_order] - tiles.origin
     seen = jnp.stack(_times(jnp.moveaxis(factor, -1, 0), jnp.moveaxis(offset, -1, 0)), -1)
@@ -195,7 +195,11 @@ def normals(geometry: Geometry, hits: Hits, points: jax.Array) -> jax.Array:
     part, face = jnp.maximum(hits.part, 0), jnp.minimum(hits.face, FACES - 1)
     flat = parts_planes.reshape(-1, 4)[part * FACES + face, :3]
     index = jnp.maximum(part - geometry.solids.valid.shape[0], 0)
-    curved = jnp.einsum("...ij,...j->...i", geometry.rounds.quadric[index], points - geometry.rounds.centre[index])
+    quadric, centre = (  # one row more, so that there is one where no part is round
+        jnp.concatenate([rows, jnp.zeros((1, *rows.shape[1:]))])
+        for rows in (geometry.rounds.quadric, geometry.rounds.centre)
+    )
+    curved = jnp.einsum("...ij,...j->...i", quadric[index], points - centre[index])
     curved = curved / jnp.maximum(jnp.linalg.norm(curved, axis=-1, keepdims=True), 1e-12)
     normal = jnp.where((hits.face == FACES)[..., None], curved, flat)
     return jnp.where((hits.part != NOTHING)[..., None], normal, 0.0)

@@ -19,6 +19,7 @@ from fsmde_jax.errors import ConfigError
 BUILT_IN = ("nuscenes", "ddad")
 FORMATS = ("nuscenes", "dgp")
 MAX_PIXELS = 4096 * 4096  # of one image
+_LIDAR_NAMES = ("LIDAR", "LIDAR_TOP")  # what the formats call the LiDAR; no camera may have its folder
 _FOLDER = Path(__file__).parent / "rigs"
 _WORLD_KEYS = {"format", "keyframe_rate", "lidar", "body"}
 _SCAN = {  # number: default, lowest, highest
@@ -83,8 +84,6 @@ class Rig:
     cameras: dict[str, Camera]
     lidar: Lidar
     body: Body
-    min_depth: float
-    max_depth: float
     keyframe_rate: float  # per second
 
     @property
@@ -121,6 +120,8 @@ def read_rig(name_or_path: str | Path) -> Rig:
     if not 0.1 <= keyframe_rate <= 100:
         raise ConfigError(f"{where}: keyframe_rate = {keyframe_rate:g}; expected 0.1 to 100 per second")
     for name, camera in real.cameras.items():
+        if name in _LIDAR_NAMES:
+            raise ConfigError(f"{path}, camera {name}: this is the LiDAR's name in datasets; choose another one")
         if camera.native_size[0] * camera.native_size[1] > MAX_PIXELS:
             raise ConfigError(f"{path}, camera {name}: image_size = {list(camera.native_size)} is too large")
         if not 0.05 <= camera.cam_to_ego[2, 3] <= 6.0 or np.abs(camera.cam_to_ego[:2, 3]).max() > 12.0:
@@ -137,12 +138,15 @@ def read_rig(name_or_path: str | Path) -> Rig:
         },
         lidar=_lidar(world.get("lidar") or {}, real.sensor_to_ego, f"{where}, lidar"),
         body=_body(world.get("body") or {}, f"{where}, body"),
-        min_depth=real.min_depth,
-        max_depth=real.max_depth,
         keyframe_rate=keyframe_rate,
     )
     _check_timing(rig, path)
     _check_outside(rig, path)
+    if rig.body.in_images and len(rig.body.low) and rig.format == "nuscenes":
+        raise ConfigError(
+            f"{path}, world, body: in_images = true, but the nuScenes format has no masks, so the car's own body would"
+            " be trained on; set world.format: dgp, which writes masks"
+        )
     return rig
 
 
@@ -203,7 +207,7 @@ def _beams(content: Any, where: str) -> np.ndarray:
         if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
             raise ConfigError(f"{where}: {entry!r}; expected an elevation or [lowest, highest, count] in degrees")
         low, high, count = numbers
-        if not -85 <= low <= high <= 85 or count != int(count) or not 1 <= count <= 1024:
+        if not (-85 <= low <= high <= 85 and 1 <= count <= 1024 and count == int(count)):  # in this order: .inf, .nan
             raise ConfigError(f"{where}: {entry!r}; expected elevations within -85..85 degrees and a count of 1..1024")
         found += np.linspace(low, high, int(count)).tolist()
     if len(set(found)) != len(found) or len(found) > 1024:
@@ -231,6 +235,8 @@ def _body(content: Any, where: str) -> Body:
         left = high[:2] - low[:2] - rows["shrink_low"][-1] - rows["shrink_high"][-1]
         if np.any(high <= low) or np.any(left < 0):
             raise ConfigError(f"{here}: high must lie above low on every axis, and the shrunk top must not vanish")
+        if np.any(rows["colour"][-1] < 0) or np.any(rows["colour"][-1] > 1):
+            raise ConfigError(f"{here}: colour = {part['colour']}; expected red, green, blue within 0..1")
         name = str(part.get("material", "paint"))
         if name.upper() not in Material.__members__:
             raise ConfigError(f"{here}: material = {name!r}{suggest(name, [m.lower() for m in Material.__members__])}")

@@ -40,7 +40,7 @@ class Road(NamedTuple):
 
 
 def sample_road(key: jax.Array) -> Road:
-    """A road with statistics of city and country streets: slopes up to about 6 %, radii above about 150 m."""
+    """A road with statistics of city and country streets: slopes up to about 8 %, radii above about 150 m."""
     keys = iter(jax.random.split(key, 32))
 
     def uniform(low: float, high: float, shape: tuple = ()) -> jax.Array:

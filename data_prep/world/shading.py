@@ -20,7 +20,7 @@ class Surfaces(NamedTuple):
 
     rows: jax.Array  # [21, P]: rotation 9, origin 3, colour 3, extra 4, material, seed
     normals: jax.Array  # [3, P * 8] of the planes
-    quadric: jax.Array  # [12, R] centre and the quadratic form of round parts
+    quadric: jax.Array  # [12, R + 1] centre and the quadratic form of round parts
     num_solids: int
 
 
@@ -39,6 +39,7 @@ def surfaces(geometry: Geometry) -> Surfaces:
         [parts.rotation.reshape(count, 9), parts.origin, parts.colour, parts.extra, material, seed[:, None]], -1
     )
     quadric = jnp.concatenate([rounds.centre, rounds.quadric.reshape(-1, 9)], -1)
+    quadric = jnp.concatenate([quadric, jnp.zeros((1, 12))])  # a row to look up where no part is round
     return Surfaces(rows.T, parts.planes[..., :3].reshape(-1, 3).T, quadric.T, solids.valid.shape[0])
 
 

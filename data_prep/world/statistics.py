@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data_prep.images import decode_image
 from fsmde_jax.data.records import Records, open_records
 from fsmde_jax.data.schema import RigSample
-from fsmde_jax.errors import exit_with_message
+from fsmde_jax.errors import ConfigError, exit_with_message
 
 EDGES = (0.0, 5.0, 10.0, 20.0, 40.0, 80.0, np.inf)  # metres
 _BRIGHT, _SMOOTH = 0.25, 0.06  # a sky pixel is brighter than this and changes less than this to its neighbours (0..1)
@@ -115,6 +115,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_with_message():
         folders = (open_records(args.rendered), open_records(args.real))
+        if not set(folders[0].cameras) & set(folders[1].cameras):
+            raise ConfigError(
+                f"no camera in common: {args.rendered} has {', '.join(folders[0].cameras)}; {args.real} has"
+                f" {', '.join(folders[1].cameras)}; expected records of two rigs with the same camera names"
+            )
         print(f"rendered / real: {len(folders[0])} / {len(folders[1])} samples, medians over samples\n")
         print(table(*(camera_statistics(records) for records in folders)))
 

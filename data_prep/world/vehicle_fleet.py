@@ -76,9 +76,7 @@ def lorry(name: str, length: float, height: float, width: float = 2.45, ribbed: 
         for side in (1, -1)
     ]
     coarse = [*body[:5], *rollers, details[4]]
-    return Model(
-        name, [*body, *details], wheels, coarse, wheelbase, length, width, nose_x - length / 2, Semantic.VEHICLE
-    )
+    return Model(name, [*body, *details], wheels, coarse, wheelbase, length, width, Semantic.VEHICLE)
 
 
 def bus(name: str, length: float, height: float, width: float = 2.55) -> Model:
@@ -121,7 +119,7 @@ def bus(name: str, length: float, height: float, width: float = 2.55) -> Model:
     ]
     solids = [hull, panes, screen, rear_pane, skirt, red, *details]
     coarse = [hull, panes, screen, rear_pane, skirt, red, *rollers]
-    return Model(name, solids, wheels, coarse, wheelbase, length, width, nose_x - length / 2, Semantic.VEHICLE)
+    return Model(name, solids, wheels, coarse, wheelbase, length, width, Semantic.VEHICLE)
 
 
 def _rider(hip: tuple, shoulder: tuple, hand: tuple, feet: tuple, knees: tuple) -> tuple[list[Piece], list[Piece]]:
@@ -182,7 +180,7 @@ def motorcycle(name: str) -> Model:
         block((-0.16, 0.08), 0.11, (1.48, 1.74), _PAINT, slot=SECOND, rear=0.2, front=0.2, lean=0.15),
     ]
     coarse = [body[0], body[2], body[4], body[3], *stubs, *person]
-    return Model(name, [*body, *more], [*wheels, *rider], coarse, wheelbase, 2.1, 0.8, -0.02, Semantic.CYCLIST)
+    return Model(name, [*body, *more], [*wheels, *rider], coarse, wheelbase, 2.1, 0.8, Semantic.CYCLIST)
 
 
 def bicycle(name: str, stroke: float) -> Model:
@@ -226,7 +224,7 @@ def bicycle(name: str, stroke: float) -> Model:
         block((-0.2, 0.2), 0.17, (0.2, 0.95), Material.CLOTH, slot=TROUSERS),
     ]
     coarse = [frame[2], frame[5], frame[4], *stubs, *person]
-    return Model(name, frame, [*wheels, *rider], coarse, wheelbase, 1.75, 0.6, 0.0, Semantic.CYCLIST)
+    return Model(name, frame, [*wheels, *rider], coarse, wheelbase, 1.75, 0.6, Semantic.CYCLIST)
 
 
 MODELS = (
@@ -295,5 +293,4 @@ FAR = _tables([model.coarse for model in MODELS], COARSE)
 WHEELBASE = np.array([model.wheelbase for model in MODELS], np.float32)
 LENGTH = np.array([model.length for model in MODELS], np.float32)
 WIDTH = np.array([model.width for model in MODELS], np.float32)
-MIDDLE = np.array([model.middle for model in MODELS], np.float32)
 SEMANTIC = np.array([model.semantic for model in MODELS], np.int32)

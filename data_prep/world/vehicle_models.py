@@ -44,7 +44,6 @@ class Model(NamedTuple):
     wheelbase: float
     length: float
     width: float
-    middle: float  # x of the middle of the whole length
     semantic: int
 
 
@@ -241,4 +240,4 @@ def car(
     ]
     solids = [tub, snout, glass, roof, *pillars, *arches, *details, red]
     coarse = [tub, snout, glass, roof, pillars[0], *rollers, red]
-    return Model(name, solids, wheels, coarse, wheelbase, length, width, nose_x - length / 2, Semantic.VEHICLE)
+    return Model(name, solids, wheels, coarse, wheelbase, length, width, Semantic.VEHICLE)

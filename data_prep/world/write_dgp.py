@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.rendered import DGP_NAME
+from data_prep.rendered import DGP_INDEX, DGP_NAME
 from data_prep.world.drive import Drive, body_masks
-from data_prep.world.output import Job, SceneWriter, quaternion, token, write, write_picture
+from data_prep.world.output import Job, SceneWriter, quaternion, token, write
 from data_prep.world.rigs import Rig
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError
 
 LIDAR = "LIDAR"
-INDEX = "ddad.json"
+INDEX = DGP_INDEX
 MASKS = "masks"
 _VAL_FROM = 500_000  # numbers of scenes: train from 0, val from here
 
@@ -64,7 +64,7 @@ class DgpScene(SceneWriter):
         self.data: list[dict] = []
         self.samples: list[dict] = []
         self.calibration, content = _calibration(rig)
-        write(self.folder / "calibration" / f"{self.calibration}.json", content)
+        self.write(self.folder / "calibration" / f"{self.calibration}.json", content)
 
     def keyframe(self, drive: Drive, number: int) -> None:
         """See `SceneWriter`."""
@@ -73,13 +73,13 @@ class DgpScene(SceneWriter):
         path = self.folder / "point_cloud" / LIDAR / f"{self.job.start_us + cloud.time_us}.npz"
         content = io.BytesIO()
         np.savez_compressed(content, data=np.column_stack([points, cloud.intensity]).astype(np.float32))
-        write(path, content.getvalue())
+        self.write(path, content.getvalue())
         fields: dict[str, Any] = {"point_format": ["X", "Y", "Z", "INTENSITY"], "point_fields": []}
         keys = [self._add("point_cloud", LIDAR, number, cloud.time_us, path, cloud.ego_to_global, fields)]
         for name, picture in pictures.items():
             camera = self.rig.cameras[name]
             path = self.folder / "rgb" / name / f"{self.job.start_us + picture.time_us}.jpg"
-            write_picture(picture, path, self.folder, name, self.job.look)
+            self.write_picture(picture, path, self.folder, name)
             fields = {"height": camera.size[0], "width": camera.size[1], "channels": 3}
             pose = picture.ego_to_global @ camera.cam_to_ego
             keys.append(self._add("image", name, number, picture.time_us, path, pose, fields))
@@ -93,7 +93,7 @@ class DgpScene(SceneWriter):
             "ontologies": {}, "data": self.data, "samples": self.samples,
         }  # fmt: skip
         name = f"scene_{token(self.job.look.seed, self.job.name)}.json"
-        write(self.folder / name, json.dumps(content).encode())
+        self.write(self.folder / name, json.dumps(content).encode())
         return {"split": self.job.split, "scene": self.job.name, "file": f"{self.job.name}/{name}"}
 
     def _identity(self, name: str, number: int, time_us: int) -> dict[str, str]:

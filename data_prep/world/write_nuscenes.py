@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from data_prep.nuscenes import load_devkit
-from data_prep.rendered import NUSCENES_LOCATION
+from data_prep.rendered import NUSCENES_LOCATION, NUSCENES_VERSION
 from data_prep.world.drive import Cloud, Drive
-from data_prep.world.output import Job, SceneWriter, quaternion, token, write, write_picture
+from data_prep.world.output import Job, SceneWriter, quaternion, token, write
 from data_prep.world.rigs import Rig
 from fsmde_jax.errors import ConfigError
 
-VERSION = "v1.0-trainval"
+VERSION = NUSCENES_VERSION
 LIDAR = "LIDAR_TOP"
 _EMPTY = ("category", "attribute", "visibility", "instance", "sample_annotation")
 
@@ -60,7 +60,7 @@ class NuscenesScene(SceneWriter):
         self.samples.append({"token": sample, "timestamp": self.job.start_us + cloud.time_us})
         for name, picture in pictures.items():
             path = self._file("samples", name, picture.time_us, "jpg")
-            write_picture(picture, path, self.job.out, name, self.job.look)
+            self.write_picture(picture, path, self.job.out, name)
             self._add(name, sample, picture.time_us, picture.ego_to_global, path, self.rig.cameras[name].size, True)
         self._cloud(cloud, sample, True)
         total, asked = self.rig.sweeps_per_keyframe, self.job.look.sweeps_between
@@ -98,7 +98,7 @@ class NuscenesScene(SceneWriter):
     def _cloud(self, cloud: Cloud, sample: str, key: bool) -> None:
         path = self._file("samples" if key else "sweeps", LIDAR, cloud.time_us, "pcd.bin")
         intensity = np.rint(cloud.intensity * 255)
-        write(path, np.column_stack([cloud.points, intensity, cloud.ring]).astype("<f4").tobytes())
+        self.write(path, np.column_stack([cloud.points, intensity, cloud.ring]).astype("<f4").tobytes())
         self._add(LIDAR, sample, cloud.time_us, cloud.ego_to_global, path, (0, 0), key)
 
     def _add(
