@@ -7,6 +7,7 @@ taken for a whole one.
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -232,14 +233,52 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
         )
     step = max(steps)
     place = (folder / str(step)).resolve()
-    with _reading(folder / str(step)), _without_warnings(), ocp.StandardCheckpointer() as checkpointer:
-        shapes = checkpointer.metadata(place / "model").item_metadata
+    with _reading(folder / str(step)):
+        model = _arrays(place / "model")
+        meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
+    return model, meta, step
+
+
+def _arrays(place: Path) -> Any:
+    """Nested dicts of NumPy arrays of one saved item."""
+    with _without_warnings(), ocp.StandardCheckpointer() as checkpointer:
+        shapes = checkpointer.metadata(place).item_metadata
         if shapes is None:
             raise ValueError("its list of arrays cannot be read")
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(shapes.tree))
-        model = checkpointer.restore(place / "model", template)
-        meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
-    return model, meta, step
+        return checkpointer.restore(place, template)
+
+
+def write_tree(folder: Path, tree: Any, card: dict[str, Any]) -> None:
+    """Writes arrays and a JSON card as a new folder, under a temporary name until it is whole.
+
+    Raises:
+      ConfigError: there is something at `folder` already.
+      TrainingError: it cannot be written.
+    """
+    if folder.exists():
+        raise ConfigError(f"{folder}: exists already; choose another folder or delete it")
+    temporary = folder.with_name(f".{folder.name}.unfinished").absolute()
+    with _writing(folder):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "model", tree)
+        dump_json(temporary / "card.json", card)
+        temporary.rename(folder)
+
+
+def read_tree(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Arrays and card of a folder of `write_tree`.
+
+    Raises:
+      TrainingError: it is no such folder, or it is damaged.
+    """
+    if not (folder / "card.json").is_file():
+        raise TrainingError(f"{folder}: no card.json in it")
+    with _reading(folder):
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        return _arrays((folder / "model").resolve()), card
 
 
 def fit_parameters(template: Any, source: Any, where: str) -> Any:

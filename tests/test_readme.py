@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import ddad
-from tests import rendered
+from tests import random_teacher, rendered
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,6 +71,7 @@ def place(tmp_path_factory):
     paths = rendered.folder_of(plans, folder / "exported")
     for name in ("rig.yaml", "images", "lidar"):
         (folder / name).symlink_to(paths["rig_path"].parent / name)
+    random_teacher.write_pth(folder / "depth_anything_v2_vits.pth", random_teacher.params())
     return folder
 
 
@@ -88,6 +89,8 @@ def adapted(words):
         words += PREPARE
     if module == "fsmde_jax.main":
         words += TINY
+    if module == "fsmde_jax.predict":
+        words += ["--size", "28"]
     return [sys.executable, *words]
 
 
@@ -106,6 +109,7 @@ def test_commands_run_as_written(place):
         ran.append(words[2])
     converters = {"data_prep.nuscenes", "data_prep.ddad", "data_prep.folder", "data_prep.world"}
     assert {*converters, "data_prep.verify", "fsmde_jax.main"} <= set(ran)
+    assert len(list((place / "depth").rglob("*_depth.png"))) >= 6
     assert (place / "lidar_over_images.png").stat().st_size > 10_000
     assert (place / "runs/nuscenes/evaluation/nuscenes_mini_val_surround.md").is_file()
     assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()

@@ -48,6 +48,13 @@ def colour_depth(depth: np.ndarray, low: float, high: float, *, log: bool = True
     return colours
 
 
+def colour_relative(rel_inv_depth: np.ndarray) -> np.ndarray:
+    """Colours [H, W, 3] uint8 of relative inverse depth [H, W]: its 1st percentile and below blue, the 99th red."""
+    low, high = np.percentile(rel_inv_depth, (1, 99))
+    place = np.clip((rel_inv_depth - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
+    return _turbo()[np.rint(255 * place).astype(np.uint8)]
+
+
 def colour_error(error: np.ndarray, high: float) -> np.ndarray:
     """Colours [..., 3] uint8 of errors [...] >= 0: blue = 0, red = `high` and above."""
     share = np.clip(np.nan_to_num(np.asarray(error, np.float64) / high, nan=1.0), 0, 1)

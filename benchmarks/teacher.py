@@ -1,0 +1,290 @@
+"""Depth Anything here against transformers' PyTorch model: time, agreement, bfloat16 and memory.
+
+    python -m benchmarks.teacher                                   # Small, 1 x 518 x 518 and 6 x 350 x 630, float32
+    python -m benchmarks.teacher --variant base --repeats 5 --compile
+    python -m benchmarks.teacher --dtype bfloat16 --no-torch       # on a GPU: share of its peak as well
+
+Both sides get the same random weights and images, the same cores (`--threads`) and the same settings of glibc's malloc
+(without them page faults cost either side up to 2.5 times its time on large tensors). They are timed in turn in one
+process; compilation is not counted. Memory is measured in a process of its own for each side.
+"""
+
+import argparse
+import concurrent.futures
+import copy
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+SIZES = ("1x518x518", "6x350x630")
+MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+# Dense 16-bit peaks in FLOP/s as NVIDIA's data sheets say; the longest name that a device's name holds counts.
+PEAKS = {
+    "A100": 312e12, "A10G": 70e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "L4": 121e12, "L40S": 362e12,
+    "T4": 65e12, "V100": 125e12, "RTX 4090": 165e12,
+}  # fmt: skip
+
+
+def reference_model(variant: str) -> Any:
+    """transformers' Depth Anything with seeded random weights, none of them trivial."""
+    import torch
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    from fsmde_jax.models.depth_anything import VARIANTS
+    from fsmde_jax.models.dpt import HEAD_WIDTH
+
+    sizes = VARIANTS[variant]
+    backbone_kind: Any = Dinov2Config
+    backbone = backbone_kind(
+        hidden_size=sizes.embed_dim, num_hidden_layers=sizes.depth, num_attention_heads=sizes.heads, image_size=518,
+        use_swiglu_ffn=sizes.ffn == "swiglu", out_indices=[i + 1 for i in sizes.taps], reshape_hidden_states=False,
+    )  # fmt: skip
+    config = DepthAnythingConfig(
+        backbone_config=backbone, reassemble_hidden_size=sizes.embed_dim, neck_hidden_sizes=list(sizes.widths),
+        fusion_hidden_size=sizes.fusion, head_hidden_size=HEAD_WIDTH,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = DepthAnythingForDepthEstimation(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim < 2 or "embeddings" in name:
+                value.normal_(0.5 if "norm" in name or "lambda" in name else 0.1, 0.1)
+            else:
+                value.normal_(0, value[0].numel() ** -0.5)
+        model.head.conv3.weight.mul_(3)  # a wide range of values, most of them above the last ReLU
+        model.head.conv3.bias.fill_(3.0)
+    return model
+
+
+def our_program(model: Any, variant: str, dtype: str, attention: str | None = None) -> tuple[Any, Any]:
+    """The jitted port and its parameters, those of `model`; inverse depth only, as the reference returns."""
+    import jax
+    import jax.numpy as jnp
+
+    from fsmde_jax import teacher_weights
+    from fsmde_jax.models.depth_anything import DepthAnything
+
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    params, _ = teacher_weights.convert_teacher(state, variant, source="the reference model")
+    # transformers leaves out the official offset of the position embedding; the cost is the same.
+    on_cpu = jax.default_backend() == "cpu"
+    kind = jnp.dtype(dtype)
+    module: Any = DepthAnything(variant, dtype=kind, position_offset=0.0, attention=attention, in_turn=on_cpu)
+    return jax.jit(lambda p, x: module.apply({"params": p}, x)["rel_inv_depth"]), jax.device_put(params)
+
+
+def images(size: str) -> np.ndarray:
+    """Smooth random pictures [M, H, W, 3] float32, normalised."""
+    m, height, width = map(int, size.split("x"))
+    coarse = np.random.default_rng(0).normal(size=(m, height // 14, width // 14, 3)).astype(np.float32)
+    return np.kron(coarse, np.ones((1, 14, 14, 1), np.float32))
+
+
+def time_sides(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, the sides in turn, after one call of each that is not counted."""
+    for call in sides.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, call in sides.items():
+            time.sleep(0.2)  # until the other side's threads have stopped spinning
+            started = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - started)
+    return taken
+
+
+def compare(model: Any, size: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Times, agreement with the reference and the deviation of bfloat16 at one size."""
+    import jax
+
+    program, params = our_program(model, args.variant, args.dtype, args.attention)
+    array = images(size)
+    x = jax.device_put(array)
+    compiled = program.lower(params, x).compile()
+    sides: dict[str, Callable[[], Any]] = {"here": lambda: jax.block_until_ready(compiled(params, x))}
+    analysis = compiled.memory_analysis()
+    row: dict[str, Any] = {"size": size, "device": jax.devices()[0].device_kind}
+    if analysis is not None:
+        row["xla_temporary_mb"] = analysis.temp_size_in_bytes / 2**20
+    if args.torch:
+        import torch
+
+        def as_torch(function: Any) -> Callable[[], np.ndarray]:
+            def call() -> np.ndarray:
+                with torch.inference_mode():
+                    result: np.ndarray = function(t).predicted_depth.float().numpy()
+                return result
+
+            return call
+
+        torch.set_num_threads(args.threads)
+        kind = getattr(torch, args.dtype)
+        same = copy.deepcopy(model).to(kind)
+        t = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().to(kind)
+        sides["PyTorch eager"] = as_torch(same)
+        if args.compile:
+            sides["PyTorch compiled"] = as_torch(torch.compile(same))
+    row["seconds"] = time_sides(sides, args.repeats)
+    row["median"] = {name: statistics.median(values) for name, values in row["seconds"].items()}
+    row["ratio"] = {name: value / row["median"]["here"] for name, value in row["median"].items() if name != "here"}
+    here = np.asarray(sides["here"]())
+    if args.torch:
+        row["relative_error"] = relative(here, sides["PyTorch eager"]())
+    if row["device"] != "cpu":
+        row |= share_of_peak(compiled, row["device"], row["median"]["here"])
+    return row
+
+
+def relative(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Largest difference over the largest value."""
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())
+
+
+def share_of_peak(compiled: Any, kind: str, seconds: float) -> dict[str, float]:
+    """XLA's count of operations per second, and its share of the device's 16-bit peak where that is known."""
+    cost = compiled.cost_analysis() or {}
+    rate = float(cost.get("flops", 0.0)) / seconds
+    known = [name for name in PEAKS if name in kind]
+    peak = {"share_of_16_bit_peak": rate / PEAKS[max(known, key=len)]} if known else {}
+    return {"tflops": rate / 1e12, **peak}
+
+
+def bfloat16_deviation(model: Any, size: str, variant: str) -> dict[str, float]:
+    """How far bfloat16 is from float32 here: mean difference over the mean, also after the best scale and shift, and
+    largest difference over the largest value."""
+    x = images(size)
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        program, params = our_program(model, variant, dtype)
+        outputs.append(np.asarray(program(params, x), np.float64))
+    full, half = outputs
+    a, b = np.polyfit(half.ravel(), full.ravel(), 1)
+    return {
+        "mean": float(np.abs(half - full).mean() / full.mean()),
+        "largest": relative(half, full),
+        "mean_after_alignment": float(np.abs(a * half + b - full).mean() / full.mean()),
+    }
+
+
+def _high_water(side: str, variant: str, size: str, dtype: str, threads: int) -> float:
+    """MB by which a first call raises this process's peak of resident memory (Linux)."""
+
+    def status(key: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
+
+    model = reference_model(variant)
+    x = images(size)
+    if side == "here":
+        program, params = our_program(model, variant, dtype)
+        call: Callable[[], Any] = program.lower(params, x).compile()
+        arguments: tuple[Any, ...] = (params, x)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        kind = getattr(torch, dtype)
+        call, arguments = model.to(kind), (torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(kind),)
+        torch.set_grad_enabled(False)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status("VmRSS")
+    result = call(*arguments)
+    np.asarray(result if side == "here" else result.predicted_depth.float())
+    return (status("VmHWM") - before) / 1024
+
+
+def peak_memory(args: argparse.Namespace, size: str) -> dict[str, float]:
+    """MB above the weights and inputs, for each side in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for side in ("here", "PyTorch eager") if args.torch else ("here",):
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            future = pool.submit(_high_water, side, args.variant, size, args.dtype, args.threads)
+            peaks[side] = future.result()
+    return peaks
+
+
+def same_conditions(threads: int) -> None:
+    """Starts this program again with malloc's settings and on so many cores, unless it runs like that already."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cores)  # XLA takes as many threads as there are cores
+    if any(os.environ.get(key) != value for key, value in MALLOC.items()):
+        os.environ.update(MALLOC)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="small", help="tiny, small, base, large or giant (default small)")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="images x height x width (default: both)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of both sides")
+    parser.add_argument("--attention", help="implementation of jax.nn.dot_product_attention, e.g. cudnn")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each side (default 7)")
+    parser.add_argument("--threads", type=int, default=2, help="cores of both sides (default 2)")
+    parser.add_argument("--no-torch", dest="torch", action="store_false", help="time this project only")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the memory runs")
+    parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false", help="leave out bfloat16's deviation")
+    parser.add_argument("--out", metavar="results.json", help="write the numbers here, too")
+    args = parser.parse_args()
+    same_conditions(args.threads)
+    import jax
+
+    rows = []
+    model = reference_model(args.variant)
+    for size in args.sizes:
+        row = compare(model, size, args)
+        if args.bfloat16:
+            row["bfloat16_deviation"] = bfloat16_deviation(model, size, args.variant)
+        if args.memory and row["device"] == "cpu":
+            row["peak_memory_mb"] = peak_memory(args, size)
+        rows.append(row)
+        print_row(row)
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{platform.processor() or platform.machine()}, {args.threads} of {os.cpu_count()} cores",
+        "load_average": os.getloadavg()[0],
+        "jax": jax.__version__,
+        "variant": args.variant,
+        "dtype": args.dtype,
+        "rows": rows,
+    }
+    print(f"load average {result['load_average']:.1f} on {os.cpu_count()} cores; {result['hardware']}")
+    if args.out:
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """A few lines for one size."""
+    print(f"\n{row['size']} on {row['device']}\n| side | median s | fastest s | of the time here |\n|---|---|---|---|")
+    for name, median in row["median"].items():
+        ratio = f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "1"
+        print(f"| {name} | {median:.3f} | {min(row['seconds'][name]):.3f} | {ratio} |")
+    for key in ("relative_error", "tflops", "share_of_16_bit_peak", "xla_temporary_mb"):
+        if key in row:
+            print(f"{key.replace('_', ' ')}: {row[key]:.3g}")
+    for key in ("bfloat16_deviation", "peak_memory_mb"):
+        for name, value in row.get(key, {}).items():
+            print(f"{key.replace('_', ' ')}, {name.replace('_', ' ')}: {value:.3g}")
+
+
+if __name__ == "__main__":
+    main()

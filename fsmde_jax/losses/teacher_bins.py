@@ -1,0 +1,150 @@
+"""Bin distributions of a frozen teacher, made inside the step: what the student's bin head learns from.
+
+Pure functions in float32, to be called inside jit. The order is fixed: the teacher's map is resized to the student's
+head resolution, THEN normalised per view, THEN binned. Bins run from nearest to farthest, as the student's do.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsmde_jax import interpolate
+
+Array = Any  # jax.Array
+
+PERCENTS = (2, 98)  # of a view's unmasked pixels: the ends of the normalised range
+MIN_TEACHER_DEPTH = 1e-3  # metres; a metric teacher's sigmoid may underflow to 0, whose inverse is not finite
+_ROUNDING = 1e-6  # about 8 units in the last place of float32
+
+
+def resize_rel_inv_depth(r: Array, h: int, w: int) -> Array:
+    """Teacher map [B, N, H, W] -> [B, N, h, w] float32; per axis area weights when it shrinks, bilinear otherwise.
+
+    For relative inverse depth and for a metric teacher's depth alike.
+    """
+    if r.ndim != 4:
+        raise ValueError(f"resize_rel_inv_depth: expected [B, N, H, W], got {r.shape}")
+    x = r.astype(jnp.float32)[..., None]
+    x = interpolate.resize_taps(x, h, x.shape[-2], "area" if h < x.shape[-3] else "bilinear")
+    return interpolate.resize_taps(x, h, w, "area" if w < x.shape[-2] else "bilinear")[..., 0]
+
+
+def resize_mask(mask: Array, h: int, w: int) -> Array:
+    """Mask [B, N, H, W] bool (True = visible) -> [B, N, h, w] bool: True where every contributing pixel is visible.
+
+    The weights are those of `resize_rel_inv_depth`: a map of the mask's size has nothing of the car's own body left
+    there. As in the data pipeline, a partly hidden pixel counts as hidden.
+    """
+    return resize_rel_inv_depth(~mask.astype(bool), h, w) < 1e-3  # not 0: area weights may overlap by a rounding error
+
+
+def inverse_depth(depth: Array) -> Array:
+    """Metric teacher: depth [...] in metres -> r = 1 / depth [...] float32, 1/m; finite for depth 0."""
+    return 1.0 / jnp.maximum(depth.astype(jnp.float32), MIN_TEACHER_DEPTH)
+
+
+def masked_percentiles(values: Array, mask: Array, percents: Sequence[int]) -> Array:
+    """Percentiles over the last axis, of the unmasked entries only, with linear interpolation as `numpy.percentile`.
+
+    Shapes are static and rows may have any number of unmasked entries; a row without one gives 0.
+
+    Args:
+      values: [..., P]; what is masked is not looked at.
+      mask: [..., P] bool, True = counts.
+      percents: whole numbers in [0, 100]; whole, so that positions are exact integers and not rounded in float32.
+
+    Returns:
+      [..., len(percents)] float32.
+    """
+    mask = mask.astype(bool)
+    ordered = jnp.sort(jnp.where(mask, values.astype(jnp.float32), jnp.inf), axis=-1)
+    count = mask.sum(-1, keepdims=True)
+    hundredths = jnp.maximum(count - 1, 0) * jnp.asarray(percents, jnp.int32)  # of a position, [..., len(percents)]
+    below = hundredths // 100
+    above = jnp.minimum(below + 1, jnp.maximum(count - 1, 0))
+    low, high = (jnp.where(count > 0, jnp.take_along_axis(ordered, i, axis=-1), 0.0) for i in (below, above))
+    return low + (hundredths % 100).astype(jnp.float32) / 100.0 * (high - low)
+
+
+def soft_assign(rel_inv_depth: Array, *, num_bins: int, tau_bin: float, mask: Array) -> tuple[Array, Array]:
+    """Bin logits of a teacher's map: scale-invariant, without training (docs/method.md, section 2).
+
+    Per view u = clip((r - q_lo) / (q_hi - q_lo), 0, 1) with q the 2nd and 98th percentile (linear) of the unmasked
+    pixels; logits -|u - a_k| / tau_bin at the anchors a_k = 1 - (k + .5) / K. Nothing changes under r -> s r + t with
+    s > 0, beyond what float32 rounds off when |t| exceeds the spread of s r many times. There is no eps in the
+    division: a view whose spread is zero has no distribution and is reported by `view_valid`. So is one whose spread is
+    within float32's rounding of r, since a constant map is not quite constant after resizing.
+
+    Args:
+      rel_inv_depth: r [B, N, h, w] at head resolution, larger = nearer, any float dtype; a metric teacher's depth goes
+        through `inverse_depth` first.
+      num_bins: K.
+      tau_bin: temperature in units of u; 1 / K spreads a pixel over a few bins.
+      mask: [B, N, h, w] bool, True = neither ego body nor padding. Sky stays in.
+
+    Returns:
+      (logits [B, N, h, w, K] float32, nearest bin first; view_valid [B, N] bool). Masked pixels and the views that are
+      not valid have logits 0 (a uniform distribution that says nothing) and gradient 0: losses leave them out.
+    """
+    if rel_inv_depth.ndim != 4 or mask.shape != rel_inv_depth.shape:
+        raise ValueError(f"soft_assign: expected equal [B, N, h, w] shapes, got {rel_inv_depth.shape}, {mask.shape}")
+    if num_bins < 2 or not tau_bin > 0:
+        raise ValueError(f"soft_assign: num_bins must be at least 2 and tau_bin positive, got {num_bins}, {tau_bin}")
+    mask = mask.astype(bool)
+    flat_mask = mask.reshape(*mask.shape[:2], -1)
+    r = rel_inv_depth.astype(jnp.float32).reshape(flat_mask.shape)
+    any_pixel = flat_mask.any(-1, keepdims=True)
+    # The smallest value goes first: the difference is exact where r varies little about a large value. u does not
+    # depend on it, so neither does its gradient.
+    lowest = jnp.min(jnp.where(flat_mask, r, jnp.inf), -1, keepdims=True)
+    lowest = jax.lax.stop_gradient(jnp.where(any_pixel, lowest, 0.0))
+    x = jnp.where(flat_mask, r - lowest, 0.0)
+    quantiles = masked_percentiles(x, flat_mask, PERCENTS)
+    q_lo, q_hi = quantiles[..., :1], quantiles[..., 1:]
+    spread = q_hi - q_lo
+    magnitude = jnp.max(jnp.abs(lowest + quantiles), -1, keepdims=True)
+    view_valid = ~(spread <= _ROUNDING * magnitude)  # written so that a NaN stays a NaN
+    u = jnp.clip((x - q_lo) / jnp.where(view_valid, spread, 1.0), 0.0, 1.0).reshape(mask.shape)
+    anchors = 1.0 - (np.arange(num_bins, dtype=np.float32) + 0.5) / num_bins
+    logits = -jnp.abs(u[..., None] - anchors) / tau_bin
+    says = mask & view_valid[..., None]
+    return jnp.where(says[..., None], logits, 0.0), view_valid[..., 0]
+
+
+def two_hot(depth: Array, centers: Array, *, smoothing: float = 0.01) -> Array:
+    """Bin probabilities of a metric teacher's depth on the student's own centers.
+
+    A depth between two centers is split over them so that sum_k p_k c_k is the depth (linear in depth whatever the
+    spacing of the centers); outside the centers it belongs to the end bin. Then p (1 - smoothing) + smoothing / K. The
+    centers are data here (`stop_gradient`): this term must not move them.
+
+    Source: two-hot targets of distributional value learning (Schrittwieser et al., MuZero, 2020), label smoothing of
+    Szegedy et al. (2016). The uniform part pulls the expectation towards the mean center, so it is small here.
+
+    Args:
+      depth: [B, N, h, w] metres at head resolution, finite.
+      centers: metres, ascending (equal neighbours allowed), [B, N, 1, 1, K] or [B, N, h, w, K].
+      smoothing: in [0, 1); positive where the logarithm of p is taken.
+
+    Returns:
+      p [B, N, h, w, K] float32; logits are log p.
+    """
+    if depth.ndim != 4 or centers.ndim != 5 or centers.shape[:2] != depth.shape[:2]:
+        raise ValueError(f"two_hot: expected [B, N, h, w] and [B, N, 1, 1, K], got {depth.shape}, {centers.shape}")
+    if centers.shape[2:4] not in ((1, 1), depth.shape[2:]):
+        raise ValueError(f"two_hot: centers {centers.shape} fit neither one view nor pixels of depth {depth.shape}")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"two_hot: smoothing must be in [0, 1), got {smoothing}")
+    d = depth.astype(jnp.float32)[..., None]
+    c = jax.lax.stop_gradient(centers.astype(jnp.float32))
+    gap = c[..., 1:] - c[..., :-1]
+    # How far the depth has gone through each interval between centers: 1, ..., 1, a fraction, 0, ..., 0.
+    offset = d - c[..., :-1]
+    fraction = jnp.where(gap > 0, offset / jnp.where(gap > 0, gap, 1.0), jnp.where(offset < 0, 0.0, 1.0))
+    passed = jnp.clip(fraction, 0.0, 1.0)
+    edge = jnp.ones_like(d)
+    p = jnp.concatenate([edge, passed], -1) - jnp.concatenate([passed, 0.0 * edge], -1)
+    return p * (1.0 - smoothing) + smoothing / p.shape[-1]

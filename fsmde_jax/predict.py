@@ -1,0 +1,167 @@
+"""Depth pictures of an image folder by a teacher (Depth Anything): the image and its depth side by side.
+
+  python -m fsmde_jax.predict --teacher teachers/small --images photos/ --out depth/
+  python -m fsmde_jax.predict --teacher depth_anything_v2_vits.pth --images street.jpg --out depth/ --npy
+
+Relative teachers know near from far, not metres: each picture is scaled by itself, red = near, blue = far. Metric ones
+get a colour bar in metres. --npy also writes the numbers, at the image's own size.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fsmde_jax import interpolate
+from fsmde_jax.convert import add_teacher_flags
+from fsmde_jax.errors import ConfigError, DataError, exit_with_message
+from fsmde_jax.teacher import Teacher, open_teacher
+from fsmde_jax.teacher_images import PATCH, REFERENCE_SIZE, prepare_image
+from fsmde_jax.viz import colour
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_BAR = 40  # pixels high
+
+
+def find_images(place: Path) -> dict[Path, Path]:
+    """Image files at `place` (a file, or a folder with all below it) -> their names relative to it, no suffix.
+
+    Raises:
+      DataError: there are none, or two would get the same output name.
+    """
+    if place.is_file():
+        return {place: Path(place.stem)}
+    files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        kinds = ", ".join(SUFFIXES)
+        raise DataError(f"{place}: no images here; expected an image file, or a folder with {kinds} files")
+    named: dict[Path, Path] = {}
+    for file in files:
+        name = file.relative_to(place).with_suffix("")
+        if name in named:
+            raise DataError(f"{file} and {named[name]} would both become {name}_depth.png; rename or move one of them")
+        named[name] = file
+    return {file: name for name, file in named.items()}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, turned upright as the file says.
+
+    Raises:
+      DataError: it is no image.
+    """
+    content = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if image is None:
+        raise DataError(f"{path}: not an image that can be read; delete or replace it")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def predictor(teacher: Teacher, size: int = REFERENCE_SIZE) -> Callable[[np.ndarray], np.ndarray]:
+    """Function: image [H, W, 3] uint8 RGB -> relative inverse depth, or depth in metres, [H, W] float32.
+
+    Args:
+      teacher: the network.
+      size: pixels of the shorter side inside the network.
+    """
+    module = teacher.module()
+    params = jax.device_put(teacher.params)
+
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def run(params: dict, image: jax.Array, height: int, width: int) -> jax.Array:
+        outputs = cast(dict[str, jax.Array], module.apply({"params": params}, image))
+        output = outputs["rel_inv_depth" if teacher.card.max_depth is None else "depth"]
+        return interpolate.resize(output[..., None], height, width, "bilinear_align_corners")[0, ..., 0]
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        return np.asarray(run(params, jnp.asarray(prepare_image(image, size))[None], *image.shape[:2]))
+
+    return predict
+
+
+def picture(image: np.ndarray, output: np.ndarray, max_depth: float | None) -> np.ndarray:
+    """The image and its depth in colours [H (+ bar), 2 W, 3] uint8 RGB.
+
+    Args:
+      image: [H, W, 3] uint8.
+      output: [H, W] relative inverse depth, or metres where `max_depth` is given.
+      max_depth: None = relative.
+    """
+    if max_depth is None:
+        return np.concatenate([image, colour.colour_relative(output)], 1)
+    low, high = (float(np.percentile(output, q)) for q in (1, 99))
+    low, high = max(low, 0.01), max(high, 2 * max(low, 0.01))
+    both = np.concatenate([image, colour.colour_depth(output, low, high)], 1)
+    bar = colour.depth_bar(both.shape[1], _BAR, low, high)
+    return np.concatenate([both, bar], 0)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes by rename, so that a killed run leaves no half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _write_png(image: np.ndarray, path: Path) -> None:
+    done, content = cv2.imencode(".png", image[..., ::-1])
+    assert done
+    path.write_bytes(content.tobytes())
+
+
+def _write_npy(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def predict_folder(teacher: Teacher, images: Path, out: Path, *, size: int, npy: bool) -> int:
+    """Writes `<name>_depth.png` (and `.npy`) per image below `out`; returns how many images there were."""
+    found = find_images(images)
+    predict = predictor(teacher, size)
+    for file, name in tqdm(found.items(), unit="image", desc="predicting (a new image size compiles first)"):
+        image = read_image(file)
+        output = predict(image)
+        target = out / name.parent / f"{name.name}_depth.png"
+        _write(target, functools.partial(_write_png, picture(image, output, teacher.card.max_depth)))
+        if npy:
+            _write(target.with_suffix(".npy"), functools.partial(_write_npy, output))
+    return len(found)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fsmde_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--teacher", required=True, metavar="T", help="folder of fsmde_jax.convert, or .pth or .safetensors file"
+    )
+    parser.add_argument("--images", required=True, metavar="I", help="image file, or folder with images (also below)")
+    parser.add_argument("--out", required=True, metavar="O", help="folder for the pictures")
+    parser.add_argument(
+        "--size", type=int, default=REFERENCE_SIZE, metavar="PIXELS",
+        help=f"shorter side inside the network (default {REFERENCE_SIZE}); smaller is faster and coarser",
+    )  # fmt: skip
+    parser.add_argument("--npy", action="store_true", help="also write the numbers as .npy, float32 [H, W]")
+    add_teacher_flags(parser)
+    args = parser.parse_args(argv)
+    with exit_with_message():
+        if args.size < PATCH:
+            raise ConfigError(f"--size {args.size}: expected at least {PATCH} pixels")
+        if not Path(args.images).exists():
+            raise DataError(f"--images {args.images}: no such file or folder")
+        teacher = open_teacher(args.teacher, variant=args.variant, version=args.version, max_depth=args.max_depth)
+        count = predict_folder(teacher, Path(args.images), Path(args.out), size=args.size, npy=args.npy)
+        print(f"{count} pictures in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
