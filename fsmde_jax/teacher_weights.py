@@ -166,15 +166,11 @@ def convert_teacher(
     chosen = found if variant is None else variant
     if isinstance(chosen, str):
         registry.check_name("variant", chosen, VARIANTS)
+    if found and isinstance(chosen, str) and chosen != found:
+        raise DataError(f"{source}: not weights of {chosen}; it looks like {found}")
     whole = template(chosen)
-    try:
-        params = weights.assemble(
-            tensors, {"params": _split(whole, pairs)}, naming, source=source, ignored=unused
-        )["params"]  # fmt: skip
-    except DataError as error:
-        if found and found != chosen and isinstance(chosen, str):
-            raise DataError(f"{source}: not weights of {chosen}; it looks like {found}. {error}") from error
-        raise
+    split = {"params": _split(whole, pairs)}
+    params = weights.assemble(tensors, split, naming, source=source, ignored=unused)["params"]
     return _join(params, whole, pairs), chosen
 
 
