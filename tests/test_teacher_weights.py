@@ -16,6 +16,7 @@ from fsmde_jax.models.depth_anything import VARIANTS, DepthAnything
 from tests.torch_depth_anything import (
     LITTLE,
     LITTLE_SWIGLU,
+    QUICK,
     as_torch,
     error,
     pictures,
@@ -117,27 +118,21 @@ def test_the_official_key_list():
     assert sum(int(np.prod(OFFICIAL[name])) for name in used) == VARIANTS["small"].parameters
 
 
-def test_all_files_of_the_same_numbers_are_the_same_model(tmp_path):
-    """Small: an official .pth, a metric training checkpoint, transformers' own files, and the reference's output."""
+def test_both_files_of_the_same_numbers_are_the_same_model(tmp_path):
+    """Small: an official .pth and transformers' own file give identical parameters, and the reference's output."""
     model = reference(VARIANTS["small"])
-    state = state_of(model)
-    official = official_layout(state)
+    official = official_layout(state_of(model))
     assert {name: value.shape for name, value in official.items()} == OFFICIAL
-    as_tensors = {name: torch.from_numpy(value) for name, value in official.items()}
-    torch.save(as_tensors, tmp_path / "depth_anything_v2_vits.pth")
-    wrapped = {f"module.{name}": value for name, value in as_tensors.items()}
-    torch.save({"model": wrapped, "epoch": 3}, tmp_path / "depth_anything_v2_metric_vkitti_vits.pth")
-    model.save_pretrained(tmp_path / "hub")
-    paths = [*sorted(tmp_path.glob("*.pth")), tmp_path / "hub" / "model.safetensors"]
-    loaded = [teacher_weights.load_teacher(path) for path in paths]
-    assert [variant for _, variant in loaded] == ["small"] * 3
-    for params, _ in loaded[1:]:
-        jax.tree.map(np.testing.assert_array_equal, loaded[0][0], params)
-    again, _ = teacher_weights.convert_teacher(state, source="state_dict()")  # transformers 5 spells it differently
-    jax.tree.map(np.testing.assert_array_equal, loaded[0][0], again)
+    path = tmp_path / "depth_anything_v2_vits.pth"
+    torch.save({name: torch.from_numpy(value) for name, value in official.items()}, path)
+    model.save_pretrained(tmp_path)
+    (params, variant), other = (teacher_weights.load_teacher(p) for p in (path, tmp_path / "model.safetensors"))
+    assert variant == other[1] == "small"
+    jax.tree.map(np.testing.assert_array_equal, params, other[0])
     x = pictures(1, 56, 84)
     net = DepthAnything("small", position_offset=0.0)
-    ours = jax.jit(lambda p, x: net.apply({"params": p}, x)["rel_inv_depth"])(loaded[0][0], x)
+    run = jax.jit(lambda p, x: net.apply({"params": p}, x)["rel_inv_depth"], compiler_options=QUICK)
+    ours = run(params, x)
     with torch.no_grad():
         assert error(ours, model(as_torch(x)).predicted_depth) < 1e-5
 
@@ -181,6 +176,11 @@ def test_the_tiny_file_round_trips(tmp_path):
     assert all(value.flags.c_contiguous for value in written.values())
     for name, value in written.items():
         np.testing.assert_array_equal(value, tensors[name])
+    wrapped = {f"module.{name}": torch.from_numpy(value) for name, value in tensors.items()}
+    torch.save({"model": wrapped, "epoch": 3}, tmp_path / "latest.pth")  # as the official metric training saves it
+    again, variant = teacher_weights.load_teacher(tmp_path / "latest.pth")
+    assert variant == "tiny"
+    jax.tree.map(np.testing.assert_array_equal, params, again)
     half = {name: value.astype(np.float16) for name, value in written.items()}
     save_file(half, tmp_path / "half.safetensors")
     assert (tmp_path / "half.safetensors").stat().st_size < 13e6

@@ -6,6 +6,9 @@ import pytest
 from fsmde_jax import teacher_weights
 from fsmde_jax.models.depth_anything import Variant
 
+# Most of a small test's time is compilation; the operations and their order stay the same.
+QUICK = {"xla_backend_optimization_level": 0}
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
