@@ -1,5 +1,6 @@
 """What the writers of both formats share: jobs, rows of finished scenes, and files."""
 
+import abc
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -75,7 +76,7 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-class SceneWriter:
+class SceneWriter(abc.ABC):
     """Writes one scene's files and collects what its dataset's tables say about it."""
 
     def __init__(self, job: Job, rig: Rig):
@@ -97,10 +98,10 @@ class SceneWriter:
                 raise RuntimeError("OpenCV could not encode a PNG")
             self.write(beside / SEMANTIC_FOLDER / camera / f"{image.stem}.png", data.tobytes())
 
+    @abc.abstractmethod
     def keyframe(self, drive: Drive, number: int) -> None:
         """Renders and writes keyframe `number`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self) -> Any:
         """The scene's rows (plain json), after its last keyframe."""
-        raise NotImplementedError
