@@ -146,7 +146,7 @@ def _watch(largest: dict[str, float], stop: threading.Event) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_prep", description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="timed calls of each part (default 15)")
     parser.add_argument("--samples", type=int, default=2000, help="samples of the memory run, 0 = leave it out")
     parser.add_argument("--out", metavar="results.json", help="write the numbers here, too")

@@ -67,7 +67,9 @@ def time_accelerator(rig: rigs.Rig, batch: int, repeats: int) -> dict[str, float
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rig", default="nuscenes", help="nuscenes, ddad or a rig file (default nuscenes)")
     parser.add_argument(
         "--sizes", nargs="+", type=cli.parse_size, default=[(96, 160), (352, 640)], metavar="HxW",

@@ -9,6 +9,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.name = "base"  # run name; the default --workdir is runs/<name>
+    c.task = "student"  # what is trained: student | teacher (a relative Depth Anything model; docs/teacher.md)
     c.seed = 0  # initialisation, shuffling and augmentation
 
     c.data = ml_collections.ConfigDict()
@@ -48,9 +49,19 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.cross_view_blocks = 0  # attention blocks over adjacent views at stride 32; 0 = off
     c.model.dtype = "float32"  # compute dtype: float32|bfloat16; parameters, head and losses stay float32
 
+    c.teacher = ml_collections.ConfigDict()
+    # What a teacher's training starts from: "tiny" (ships with the package), a folder of fsmde_jax.convert, or a .pth
+    # or .safetensors file of a relative model of version 2; "" = random parameters.
+    c.teacher.weights = ""
+    c.teacher.variant = "tiny"  # tiny|small|base|large|giant, that of the weights
+    c.teacher.longer_side = 630  # of its input, pixels, rounded to a multiple of 14 (tiny was trained at 168)
+    c.teacher.dtype = "bfloat16"  # compute dtype: float32|bfloat16
+    c.teacher.remat = False  # compute blocks again for the gradient: less memory on accelerators, slower
+
     c.loss = ml_collections.ConfigDict()
     c.loss.silog_lambda = 0.85
     c.loss.chamfer_weight = 0.1  # beta of docs/method.md section 3
+    c.loss.gradient_weight = 2.0  # of gradient matching, where a teacher is trained
 
     c.optim = ml_collections.ConfigDict()
     c.optim.lr = 3e-4  # peak of warm-up + cosine
@@ -71,8 +82,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.keep_checkpoints = 2  # newest; the best is kept besides
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.protocol = "surround"  # surround (P1) | vfdepth (P2); docs/protocol.md
-    c.eval.ground_truth = "lidar"  # lidar | dense (rendered records, surround only)
+    c.eval.protocol = "surround"  # surround (P1) | vfdepth (P2) | affine (P0, relative predictions); docs/protocol.md
+    c.eval.ground_truth = "lidar"  # lidar | dense (rendered records; surround, affine)
     c.eval.min_depth = 0.1  # metres, ground truth outside is ignored (strictly)
     c.eval.max_depth = 80.0
     c.eval.batch_size = 1  # rigs per forward

@@ -6,11 +6,9 @@ moment leaves finished shards and temporary files: the next run deletes the latt
 samples are still described as then (calibration, poses, times, sizes of the files).
 """
 
-import concurrent.futures
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 from data_prep import manifest as manifests
 from data_prep import shard as shards
+from data_prep import workers as processes
 from data_prep.plan import BuildOptions, SamplePlan, Source
 from fsmde_jax.data import schema
 from fsmde_jax.data.records import load_manifest
@@ -81,7 +80,7 @@ def convert(
 def _check_finished(source: Source, out: Path, identity: str, bounds: list[tuple[int, int]]) -> schema.Manifest:
     """The manifest of a finished folder, if it was made from the same samples, calibration, files and options."""
     found = load_manifest(out)
-    bar = tqdm(bounds, desc="comparing with the source", unit="shard", leave=False)
+    bar = tqdm(bounds, desc="comparing with the source", unit="shard", leave=False, disable=None)
     digests = [manifests.plans_digest(_plans(source, first, last, "skip")) for first, last in bar]
     if found.fingerprint != manifests.fingerprint(identity, digests):
         raise DataError(
@@ -184,44 +183,19 @@ def _run(
 ) -> Iterator[tuple[int, dict]]:
     """Converts the shards; at most 2 per worker are described ahead, so memory does not grow with the dataset."""
     already = sum(bounds[i][1] - bounds[i][0] for i in finished)
-    context = multiprocessing.get_context("spawn")
-    shards.done = context.Value("q", 0)
-    bar = tqdm(total=num_samples, initial=already, unit="rig", desc="converting", dynamic_ncols=True)
+    processes.done = counter = processes.new_counter()
+    bar = tqdm(total=num_samples, initial=already, unit="rig", desc="converting", disable=None, dynamic_ncols=True)
 
     def refresh() -> None:
-        bar.update(already + shards.done.value - bar.n)
+        bar.update(already + counter.value - bar.n)
 
     with bar:
         if workers <= 1:
             for index, job in jobs:
                 yield index, shards.convert_shard(job, refresh)
             return
-        others = multiprocessing.active_children()
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, shards.start_worker, (shards.done, os.getpid()))
-        waiting: dict[concurrent.futures.Future, int] = {}
-        try:
-            more = True
-            while more or waiting:
-                while more and len(waiting) < 2 * workers:
-                    following = next(jobs, None)
-                    more = following is not None
-                    if following is not None:
-                        waiting[pool.submit(shards.convert_shard, following[1])] = following[0]
-                ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
-                refresh()
-                for future in ready:
-                    yield waiting.pop(future), future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise DataError(
-                "a worker process died, most likely for lack of memory;"
-                " run again with fewer --workers (finished shards are kept)"
-            ) from error
-        except KeyboardInterrupt:  # half-done shards are made again, so nobody waits for them
-            for worker in set(multiprocessing.active_children()) - set(others):
-                worker.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with processes.pool(workers, counter, "finished shards") as pool:
+            yield from processes.results(pool, shards.convert_shard, jobs, ahead=2 * workers, refresh=refresh)
 
 
 def _manifest(source: Source, options: BuildOptions, sweeps: int, identity: str, parts: list[dict]) -> schema.Manifest:

@@ -2,21 +2,15 @@
 
 import dataclasses
 import json
-import os
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from data_prep import manifest as manifests
+from data_prep import workers
 from data_prep.plan import BuildOptions, SamplePlan, build_sample
 from fsmde_jax.data import schema, tfrecord
 from fsmde_jax.errors import DataError
-
-done: Any = None  # samples finished over all workers, for the progress bar; shared memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +25,6 @@ class Job:
     on_error: str
     identity: str
     digest: str  # of the plans
-
-
-def start_worker(counter: Any, parent: int) -> None:
-    """Set-up of a worker process: one thread of OpenCV, and no life after the parent's."""
-    global done
-    done = counter
-    cv2.setNumThreads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def convert_shard(job: Job, refresh: Any = None) -> dict:
@@ -70,9 +50,7 @@ def convert_shard(job: Job, refresh: Any = None) -> dict:
                     yield data
             else:
                 skipped.append({"sample_id": plan[0], "reason": plan[1]})
-            if done is not None:
-                with done.get_lock():
-                    done.value += 1
+            workers.count()
             if refresh:
                 refresh()
 

@@ -77,7 +77,7 @@ def verify_folder(folder: str | Path, agreement: Agreement | None = None) -> tup
     statistics = manifests.new_statistics(found.cameras)
     ids: set[str] = set()
     scenes: set[str] = set()
-    bar = tqdm(total=found.num_samples, desc="records", unit="rig", leave=False)
+    bar = tqdm(total=found.num_samples, desc="records", unit="rig", leave=False, disable=None)
     for shard in found.shards:
         path = folder / shard["name"]
         reader = tfrecord.TFRecordReader([path])
@@ -118,7 +118,7 @@ def _check_files(folder: Path, found: schema.Manifest) -> None:
         raise DataError(
             f"{folder}: missing shards {sorted(listed - there)}, unlisted files {sorted(there - listed)}; convert again"
         )
-    for shard in tqdm(found.shards, desc="checksums", unit="file", leave=False):
+    for shard in tqdm(found.shards, desc="checksums", unit="file", leave=False, disable=None):
         path = folder / shard["name"]
         if path.stat().st_size != shard["num_bytes"] or manifests.file_sha256(path) != shard["sha256"]:
             raise DataError(f"{path}: size or sha256 differs from the manifest; the file is damaged, convert again")

@@ -1,8 +1,10 @@
 """From a config to the objects of a job. The only place where config keys meet constructors."""
 
+import functools
 import sys
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from flax import linen as nn
@@ -11,8 +13,11 @@ from fsmde_jax import weights
 from fsmde_jax.data.pipeline import AugmentOptions
 from fsmde_jax.data.records import Records, open_records
 from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.losses import total
 from fsmde_jax.models import depth_bins, registry
+from fsmde_jax.state import LossFn, ReadFn
 
+TASKS = ("student", "teacher")
 _LENGTHS = {"data.image_size": 2, "augment.scale": 2, "model.focal_range": 2, "model.decoder_channels": 5}
 _POSITIVE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.batch_size")
 
@@ -30,6 +35,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key in _POSITIVE:
         if flat[key] < 1:
             raise ConfigError(f"{key} = {flat[key]}: expected at least 1")
+    registry.check_name("task", flat["task"], TASKS)
+    if flat["task"] == "teacher" and flat["train.encoder_weights"]:
+        raise ConfigError("train.encoder_weights: a student's; a teacher starts from teacher.weights")
+    if flat["task"] == "student" and flat["teacher.weights"]:
+        raise ConfigError("teacher.weights: students are not distilled yet; it is for task = 'teacher'")
+    if flat["loss.gradient_weight"] < 0:
+        raise ConfigError(f"loss.gradient_weight = {flat['loss.gradient_weight']}: expected 0 or more")
     if flat["eval.checkpoint"] not in ("best", "latest"):
         raise ConfigError(f"eval.checkpoint = {flat['eval.checkpoint']!r}: expected best or latest")
 
@@ -42,9 +54,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def build_student(config: ml_collections.ConfigDict) -> nn.Module:
-    """The student that `config.model` describes."""
-    m = config.model
+def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+    """What is trained: the student that `config.model` describes, or the teacher of `config.teacher`."""
+    m, t = config.model, config.teacher
+    if config.task == "teacher":
+        return registry.build_teacher(variant=t.variant, longer_side=t.longer_side, dtype=t.dtype, remat=t.remat)
     return registry.build_student(
         encoder=m.encoder, decoder_channels=tuple(m.decoder_channels), bins=m.bins, probabilities=m.probabilities,
         num_bins=m.num_bins, min_depth=m.min_depth, max_depth=m.max_depth, focal_canonical=m.focal_canonical,
@@ -52,12 +66,25 @@ def build_student(config: ml_collections.ConfigDict) -> nn.Module:
     )  # fmt: skip
 
 
-def loss_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Keyword arguments of `losses.total.supervised_loss`."""
-    return {
-        "min_depth": config.model.min_depth, "max_depth": config.model.max_depth,
-        "silog_lambda": config.loss.silog_lambda, "chamfer_weight": config.loss.chamfer_weight,
-    }  # fmt: skip
+def loss_fn(config: ml_collections.ConfigDict) -> LossFn:
+    """The training loss."""
+    if config.task == "teacher":
+        return functools.partial(total.relative_depth_loss, gradient_weight=config.loss.gradient_weight)
+    return functools.partial(
+        total.supervised_loss, min_depth=config.model.min_depth, max_depth=config.model.max_depth,
+        silog_lambda=config.loss.silog_lambda, chamfer_weight=config.loss.chamfer_weight,
+    )  # fmt: skip
+
+
+def read_fn(config: ml_collections.ConfigDict) -> ReadFn:
+    """What `eval.protocol` measures of the outputs: depth in metres, or relative inverse depth for `affine`."""
+
+    def read(outputs: Any) -> jax.Array:
+        if config.task == "teacher":
+            return outputs["rel_inv_depth"]
+        return 1.0 / outputs["pred_depth"] if config.eval.protocol == "affine" else outputs["pred_depth"]
+
+    return read
 
 
 def augment_options(config: ml_collections.ConfigDict) -> AugmentOptions:
@@ -89,7 +116,8 @@ def open_split(config: ml_collections.ConfigDict, role: str) -> Records:
     except DataError as error:
         hint = f"\nTo make these records, run:\n  {command}" if command else ""
         raise DataError(f"{error}\n(config key data.{role}_records){hint}") from error
-    _note_focals(config, records, folder, zoomed=role == "train")
+    if config.task == "student":
+        _note_focals(config, records, folder, zoomed=role == "train")
     return records
 
 

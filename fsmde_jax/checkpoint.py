@@ -25,7 +25,8 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 
 # A change of these keys makes another network or other numbers of the same shape; everything else may change on resume.
-_FIXED_KEYS = ("model", "data.image_size", "data.cameras", "seed")
+_FIXED_KEYS = ("task", "model", "data.image_size", "data.cameras", "seed")
+_FIXED_OF_TEACHERS = ("teacher.variant", "teacher.longer_side")  # where a teacher is what is trained
 
 
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
@@ -54,7 +55,9 @@ def _select(config: dict[str, Any], key: str) -> Any:
 
 def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> None:
     """Raises `ConfigError` showing every difference that forbids using checkpoint `where` with `config`."""
-    found = [d for key in _FIXED_KEYS for d in differences(_select(saved, key), _select(config, key), key)]
+    keys = _FIXED_KEYS + (_FIXED_OF_TEACHERS if config.get("task") == "teacher" else ())
+    saved, config = ({"task": "student", **c} for c in (saved, config))  # runs of older versions do not say it
+    found = [d for key in keys for d in differences(_select(saved, key), _select(config, key), key)]
     if found:
         lines = "\n  ".join(found)
         raise ConfigError(

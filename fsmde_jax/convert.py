@@ -1,7 +1,11 @@
 """Depth Anything weights (.pth or .safetensors, official or transformers layout) -> a folder that needs no PyTorch.
 
+Also a teacher that was trained here: --weights takes the folder of its run, and --out x.safetensors writes one file in
+the official layout, for the official code, with a card beside it.
+
   python -m fsmde_jax.convert --weights depth_anything_v2_vits.pth --out teachers/small
   python -m fsmde_jax.convert --weights depth_anything_v2_metric_vkitti_vitl.pth --max_depth 80 --out teachers/outdoor
+  python -m fsmde_jax.convert --weights runs/teacher_world --out teachers/mine.safetensors --half
 
 The size is told by the shapes. Whether a file is metric is not in it: give --max_depth for the metric checkpoints (20
 for indoor, 80 for outdoor ones), and --version 1 for Depth Anything V1. Reading .pth files needs torch.
@@ -15,7 +19,7 @@ import jax
 
 from fsmde_jax.errors import ConfigError, exit_with_message
 from fsmde_jax.models.depth_anything import VARIANTS
-from fsmde_jax.teacher import open_teacher, save_teacher
+from fsmde_jax.teacher import Teacher, open_teacher, save_file, save_teacher, teacher_of_run
 
 
 def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,22 +34,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fsmde_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors file")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder")
+    parser.add_argument("--weights", required=True, metavar="W", help=".pth or .safetensors file, or a teacher's run")
+    parser.add_argument("--out", required=True, metavar="O", help="new folder, or new .safetensors file")
+    parser.add_argument("--half", action="store_true", help="store float16 in the .safetensors file")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
     with exit_with_message():
         if Path(args.out).exists():
             raise ConfigError(f"--out {args.out}: exists already; choose another folder or delete it")
-        if Path(args.weights).is_dir():
-            raise ConfigError(f"--weights {args.weights}: is a folder; name the .pth or .safetensors file in it")
-        teacher = open_teacher(args.weights, variant=args.variant, version=args.version, max_depth=args.max_depth)
-        save_teacher(teacher, args.out)
+        as_file = args.out.endswith(".safetensors")
+        if args.half and not as_file:
+            raise ConfigError("--half: only for --out x.safetensors")
+        teacher = _read(args)
+        if as_file:
+            save_file(teacher, args.out, half=args.half)
+        else:
+            save_teacher(teacher, args.out)
         numbers = sum(leaf.size for leaf in jax.tree.leaves(teacher.params))
-        kind = "relative inverse depth" if args.max_depth is None else f"metric depth up to {args.max_depth:g} m"
         card = teacher.card
+        kind = "relative inverse depth" if card.max_depth is None else f"metric depth up to {card.max_depth:g} m"
         print(f"{args.out}: Depth Anything V{card.version} {card.variant}, {numbers:,} parameters, {kind}")
         print(f"see it work: python -m fsmde_jax.predict --teacher {args.out} --images <folder> --out <folder>")
+
+
+def _read(args: argparse.Namespace) -> Teacher:
+    said = {key: getattr(args, key) for key in ("variant", "version", "max_depth")}
+    if not Path(args.weights).is_dir() or (Path(args.weights) / "card.json").exists():
+        return open_teacher(args.weights, **said)
+    if not (Path(args.weights) / "identity.json").exists():
+        raise ConfigError(f"--weights {args.weights}: neither a file nor a teacher's run; name the file in it")
+    for key, value in said.items():
+        if value is not None:
+            raise ConfigError(f"--{key}: a run says so itself; leave it out")
+    return teacher_of_run(args.weights)
 
 
 if __name__ == "__main__":

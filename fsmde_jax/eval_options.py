@@ -9,7 +9,7 @@ from fsmde_jax import metrics
 from fsmde_jax.errors import ConfigError
 from fsmde_jax.protocols import RANGES, TruthKind
 
-PROTOCOLS = ("surround", "vfdepth")
+PROTOCOLS = ("surround", "vfdepth", "affine")
 GROUND_TRUTHS = ("lidar", "dense")
 
 
@@ -34,8 +34,8 @@ class EvalOptions:
             raise ConfigError(f"eval.protocol = {self.protocol!r}: expected one of {known} (docs/protocol.md)")
         if self.ground_truth not in GROUND_TRUTHS:
             raise ConfigError(f"eval.ground_truth = {self.ground_truth!r}: expected one of {', '.join(GROUND_TRUTHS)}")
-        if self.ground_truth == "dense" and self.protocol != "surround":
-            raise ConfigError(f"eval.ground_truth = 'dense' needs eval.protocol = 'surround', not {self.protocol!r}")
+        if self.ground_truth == "dense" and self.protocol == "vfdepth":
+            raise ConfigError("eval.ground_truth = 'dense' needs eval.protocol surround or affine, not vfdepth")
         if not 0 < self.min_depth < self.max_depth:
             limits = f"eval.min_depth = {self.min_depth}, eval.max_depth = {self.max_depth}"
             raise ConfigError(f"{limits}: expected 0 < min < max")
@@ -56,10 +56,20 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Checks the `eval` keys before any work.
 
     Raises:
-      ConfigError: an unknown protocol, an impossible range, or a metric that cannot choose the best checkpoint.
+      ConfigError: an unknown protocol, an impossible range, or a protocol that does not fit the task.
+    """
+    if config.task == "teacher" and options_from(config).protocol != "affine":
+        raise ConfigError(f"eval.protocol = {config.eval.protocol!r}: a teacher knows no metres, use affine")
+
+
+def check_best(config: ml_collections.ConfigDict) -> None:
+    """Checks that `eval.best_metric` can choose the best checkpoint of a training run.
+
+    Raises:
+      ConfigError: it is no metric of the protocol, or higher is better.
     """
     options = options_from(config)
-    parts = ["metric", "median"]
+    parts = ["affine"] if options.protocol == "affine" else ["metric", "median"]
     if options.protocol == "surround":
         parts += ["shared_median", "overlap", *(f"range_{low}_{high}" for low, high in RANGES)]
     known = [f"{part}/{name}" for part in parts for name in metrics.LOWER_IS_BETTER]

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import build, checkpoint, geometry, identity, sharding, trivial
+from fsmde_jax import affine, build, checkpoint, geometry, identity, sharding, trivial
 from fsmde_jax.data import dense, pipeline, transforms
 from fsmde_jax.data.records import Records, require_dense_depth
 from fsmde_jax.data.schema import RigSample
@@ -29,7 +29,8 @@ OFFICIAL_COUNTS = {
     ("ddad", "train"): 12650,
 }
 VFDEPTH_BATCH = 4  # rigs whose pixels P2 pools
-PredictFn = Callable[[dict[str, Any]], Any]  # device batch -> pred_depth [B, N, H, W] metres
+# Device batch -> [B, N, H, W]: pred_depth in metres; relative inverse depth where the protocol is affine.
+PredictFn = Callable[[dict[str, Any]], Any]
 
 
 def flip_batch(batch: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def _predict(predict_fn: PredictFn, batch: dict[str, Any], flip_tta: bool) -> An
     return depth
 
 
-def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
+def check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
     """Title of the table and number of samples to come.
 
     Raises:
@@ -90,7 +91,13 @@ def _check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
     return f"{name}, complete split, n = {count}", count
 
 
-def _protocol(options: EvalOptions, rule: PointRule, *, extras: bool = True) -> SurroundProtocol | VfdepthProtocol:
+def _protocol(
+    options: EvalOptions, rule: PointRule, *, extras: bool = True
+) -> SurroundProtocol | VfdepthProtocol | affine.AffineProtocol:
+    if options.protocol == "affine":
+        return affine.AffineProtocol(
+            min_depth=options.min_depth, max_depth=options.max_depth, point_rule=rule, truth=options.ground_truth
+        )
     if options.protocol == "vfdepth":
         return VfdepthProtocol(max_depth=options.max_depth, point_rule=rule, batch_size=VFDEPTH_BATCH)
     return SurroundProtocol(
@@ -106,7 +113,7 @@ def evaluate(
     """Measures `predict_fn` on `records`.
 
     Args:
-      predict_fn: batch of NumPy arrays as data/pipeline yields (no record_index) -> pred_depth [B, N, H, W] metres.
+      predict_fn: batch of NumPy arrays as data/pipeline yields (no record_index) -> [B, N, H, W] (`PredictFn`).
       records: what to evaluate on; ground truth is their own sweep, never the accumulated training labels, or their
         dense depth (`options.ground_truth`).
       options: see `EvalOptions`.
@@ -114,12 +121,12 @@ def evaluate(
       baselines: {name: predictor on NumPy batches}, measured on the same samples without test-time augmentation.
 
     Raises:
-      ConfigError, DataError: see `_check_records`, and damaged records.
+      ConfigError, DataError: see `check_records`, and damaged records.
       TrainingError: a prediction is not finite; names the sample.
     """
     if jax.process_count() > 1:
         raise ConfigError("evaluation runs in one process: start it apart with --mode evaluate")
-    title, count = _check_records(records, options)
+    title, count = check_records(records, options)
     rule = records.manifest.point_rule
     protocol = _protocol(options, rule)
     others = {name: (fn, _protocol(options, rule, extras=False)) for name, fn in (baselines or {}).items()}
@@ -132,10 +139,10 @@ def evaluate(
         for row, (sample, index) in enumerate(zip(samples, indices, strict=True)):
             try:
                 for pred, by in measured:
-                    if isinstance(by, SurroundProtocol):
-                        by.add(pred[row], sample)
-                    else:
+                    if isinstance(by, VfdepthProtocol):
                         by.add(pred[row], sample, batch["ego_mask"][row])
+                    else:
+                        by.add(pred[row], sample)
             except ValueError as error:
                 where = f"{records.where(index)}, sample {sample.sample_id!r}"
                 raise TrainingError(f"{where}: cannot be evaluated: {error}") from error
@@ -169,7 +176,8 @@ def evaluate(
         protocol=options.protocol, title=title, samples=count, table=table, consistency=consistency,
         pixels=protocol.pixels, skipped=protocol.skipped, options=_described(options),
         identity={**(run_identity or {}), "eval_data": records.fingerprint}, pictures=pictures,
-        trivial={name: other.table()["metric"] for name, (_, other) in others.items()},
+        trivial={name: next(iter(other.table().values())) for name, (_, other) in others.items()},
+        failed=protocol.failed if isinstance(protocol, affine.AffineProtocol) else {},
     )  # fmt: skip
 
 
@@ -191,6 +199,9 @@ def _picture(depth: np.ndarray, batch: dict[str, Any], row: int, sample: RigSamp
                 for data, size, name in zip(sample.dense_depth, sample.image_size, sample.camera_names, strict=True)
             ]
         )
+    if options.protocol == "affine":
+        known = np.asarray(batch["depth"][row]) if exact is None else exact
+        depth = affine.aligned_maps(depth, known, min_depth=options.min_depth, max_depth=options.max_depth)
     return panorama(
         np.asarray(batch["images"][row]), depth, np.asarray(batch["depth"][row]), list(sample.camera_names),
         np.asarray(geometry.optical_yaw(sample.cam_to_ego)), min_depth=options.min_depth, max_depth=options.max_depth,
@@ -210,7 +221,8 @@ def picture_of(predict_fn: PredictFn, records: Records, index: int, options: Eva
 def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     """Evaluates a run's checkpoint on `data.eval_records`; writes and prints the tables.
 
-    The network is the checkpoint's: `model.*` of the config is replaced by what it was trained with. Files:
+    The network is the checkpoint's: `task`, `model.*` and a teacher's `teacher.*` are replaced by what it was trained
+    with. Files:
     `<workdir>/evaluation/<dataset>_<split>_<protocol>.md`, `.json`, `.csv` and `..._00.png` ... With `eval.trivial`,
     the predictors of `fsmde_jax.trivial` are fitted on `data.train_records` and measured beside it.
 
@@ -218,16 +230,16 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
     """
     build.check(config)
-    check(config)
     tree, meta, step = checkpoint.read_parameters(Path(workdir), config.eval.checkpoint)
     where = f"{workdir} ({config.eval.checkpoint} checkpoint, step {step})"
     config = _with_model_of(meta["identity"]["config"], config, where)
+    check(config)
     options = options_from(config, num_pictures=config.eval.num_pictures)
     records = build.open_split(config, "eval")
     current = config.to_dict()
-    student = build.build_student(config)
-    predict = make_predict(student)
-    variables = checkpoint.fit_parameters(_template(student, len(records.cameras), options.image_size), tree, where)
+    model = build.build_model(config)
+    predict = make_predict(model, build.read_fn(config))
+    variables = checkpoint.fit_parameters(_template(model, len(records.cameras), options.image_size), tree, where)
     made_by = identity.run_identity(current, {"eval": records.fingerprint})
     made_by |= {"checkpoint": config.eval.checkpoint, "step": step, "trained_as": meta["identity"]}
 
@@ -256,15 +268,29 @@ def _trivial_predictors(
     train = build.open_split(config, "train")
     if options.ground_truth == "dense":
         require_dense_depth(train, "eval.trivial with eval.ground_truth = 'dense'")
-    return trivial.fit(
+    predictors = trivial.fit(
         train, options.image_size, min_depth=options.min_depth, max_depth=options.max_depth, truth=options.ground_truth
     )
+    if options.protocol != "affine":
+        return predictors
+    return {name: inverse(predict) for name, predict in predictors.items()}
+
+
+def inverse(predict: PredictFn) -> PredictFn:
+    """A predictor of depth as one of (relative) inverse depth."""
+    return lambda batch: 1.0 / predict(batch)
 
 
 def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
-    """The config with the checkpoint's own `model.*` (only `model.dtype` stays free); says what it replaced."""
+    """The config with the checkpoint's own network (only the dtype stays free); says what it replaced."""
     wanted = {**saved["model"], "dtype": config.model.dtype}
     changed = checkpoint.differences(wanted, config.model.to_dict(), "model")
+    teacher = {**config.teacher.to_dict()}
+    task = saved.get("task", "student")  # runs of older versions do not say it
+    if task == "teacher":
+        teacher |= {key: saved["teacher"][key] for key in ("variant", "longer_side")}
+        changed += checkpoint.differences(teacher, config.teacher.to_dict(), "teacher")
+    changed += checkpoint.differences(task, config.task, "task")
     if changed:
         print(f"note: {where} keeps its own network:\n  " + "\n  ".join(changed))
     trained_at = tuple(saved["data"]["image_size"])
@@ -272,16 +298,18 @@ def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, whe
         print(f"note: {where} was trained at {trained_at}, this evaluation is at {tuple(config.data.image_size)}")
     config = config.copy_and_resolve_references()
     with config.unlocked():
+        config.task = task
         config.model = ml_collections.ConfigDict(wanted)
+        config.teacher = ml_collections.ConfigDict(teacher)
     return config
 
 
-def _template(student: Any, cameras: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Shapes of the student's variables, without computing them."""
+def _template(model: Any, cameras: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Shapes of the model's variables, without computing them."""
     arguments = (
         jax.ShapeDtypeStruct((1, cameras, *size, 3), np.float32),
         jax.ShapeDtypeStruct((1, cameras, 3, 3), np.float32),
         jax.ShapeDtypeStruct((1, cameras, 4, 4), np.float32),
     )
-    shapes = jax.eval_shape(lambda *a: student.init(jax.random.key(0), *a, train=False), *arguments)
+    shapes = jax.eval_shape(lambda *a: model.init(jax.random.key(0), *a, train=False), *arguments)
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}

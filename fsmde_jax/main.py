@@ -1,4 +1,4 @@
-"""Command line: train and evaluate a student.
+"""Command line: train and evaluate a student, or a teacher (configs/teacher_world.py).
 
   python -m fsmde_jax.main --config configs/nuscenes.py
   python -m fsmde_jax.main --config configs/nuscenes.py --mode evaluate --config.data.eval_records=records/my_rig

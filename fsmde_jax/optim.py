@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-_ENCODER = "backbone"  # the encoder's name in the parameters of a student
+_ENCODERS = ("backbone", "pretrained")  # the encoder's name in the parameters of a student and of a teacher
 
 
 def learning_rate_schedule(*, lr: float, warmup_steps: int, steps: int, final_lr_scale: float) -> optax.Schedule:
@@ -23,7 +23,7 @@ def learning_rate_schedule(*, lr: float, warmup_steps: int, steps: int, final_lr
 def make_optimizer(
     schedule: optax.Schedule, *, weight_decay: float, clip_norm: float, encoder_lr_scale: float
 ) -> optax.GradientTransformation:
-    """AdamW on a parameter tree whose top-level key `backbone` holds the encoder.
+    """AdamW on a parameter tree whose top-level key `backbone` (teachers: `pretrained`) holds the encoder.
 
     Args:
       schedule: step -> learning rate.
@@ -36,8 +36,8 @@ def make_optimizer(
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     def labels(params: Any) -> Any:
-        name = {_ENCODER: "encoder"}
-        return {key: jax.tree.map(lambda _, k=key: name.get(k, "rest"), sub) for key, sub in params.items()}
+        names = {key: "encoder" if key in _ENCODERS else "rest" for key in params}
+        return {key: jax.tree.map(lambda _, name=names[key]: name, sub) for key, sub in params.items()}
 
     def adamw(scale: float) -> optax.GradientTransformation:
         return optax.adamw(lambda step: scale * schedule(step), weight_decay=weight_decay, mask=decay_mask)

@@ -1,5 +1,6 @@
 """Depth pictures of an image folder by a teacher (Depth Anything): the image and its depth side by side.
 
+  python -m fsmde_jax.predict --teacher tiny --images photos/ --out depth/            # the one in this package
   python -m fsmde_jax.predict --teacher teachers/small --images photos/ --out depth/
   python -m fsmde_jax.predict --teacher depth_anything_v2_vits.pth --images street.jpg --out depth/ --npy
 
@@ -22,8 +23,8 @@ from tqdm import tqdm
 from fsmde_jax import interpolate
 from fsmde_jax.convert import add_teacher_flags
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
+from fsmde_jax.models.teacher_images import PATCH, REFERENCE_SIZE, prepare_image, teacher_size
 from fsmde_jax.teacher import Teacher, open_teacher
-from fsmde_jax.teacher_images import PATCH, REFERENCE_SIZE, prepare_image
 from fsmde_jax.viz import colour
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -64,13 +65,14 @@ def read_image(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def predictor(teacher: Teacher, size: int = REFERENCE_SIZE) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(teacher: Teacher, size: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """Function: image [H, W, 3] uint8 RGB -> relative inverse depth, or depth in metres, [H, W] float32.
 
     Args:
       teacher: the network.
-      size: pixels of the shorter side inside the network.
+      size: pixels of the shorter side inside the network; None = what it was trained at.
     """
+    longer = teacher.card.longer_side
     module = teacher.module()
     params = jax.device_put(teacher.params)
 
@@ -81,7 +83,8 @@ def predictor(teacher: Teacher, size: int = REFERENCE_SIZE) -> Callable[[np.ndar
         return interpolate.resize(output[..., None], height, width, "bilinear_align_corners")[0, ..., 0]
 
     def predict(image: np.ndarray) -> np.ndarray:
-        return np.asarray(run(params, jnp.asarray(prepare_image(image, size))[None], *image.shape[:2]))
+        side = size or (min(teacher_size(image.shape[:2], longer)) if longer else REFERENCE_SIZE)
+        return np.asarray(run(params, jnp.asarray(prepare_image(image, side))[None], *image.shape[:2]))
 
     return predict
 
@@ -122,11 +125,13 @@ def _write_npy(array: np.ndarray, path: Path) -> None:
         np.save(file, array)
 
 
-def predict_folder(teacher: Teacher, images: Path, out: Path, *, size: int, npy: bool) -> int:
+def predict_folder(teacher: Teacher, images: Path, out: Path, *, size: int | None, npy: bool) -> int:
     """Writes `<name>_depth.png` (and `.npy`) per image below `out`; returns how many images there were."""
     found = find_images(images)
     predict = predictor(teacher, size)
-    for file, name in tqdm(found.items(), unit="image", desc="predicting (a new image size compiles first)"):
+    for file, name in tqdm(
+        found.items(), unit="image", disable=None, desc="predicting (a new image size compiles first)"
+    ):
         image = read_image(file)
         output = predict(image)
         target = out / name.parent / f"{name.name}_depth.png"
@@ -142,19 +147,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m fsmde_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--teacher", required=True, metavar="T", help="folder of fsmde_jax.convert, or .pth or .safetensors file"
+        "--teacher",
+        required=True,
+        metavar="T",
+        help="tiny (in this package), a folder of fsmde_jax.convert, or a .pth or .safetensors file",
     )
     parser.add_argument("--images", required=True, metavar="I", help="image file, or folder with images (also below)")
     parser.add_argument("--out", required=True, metavar="O", help="folder for the pictures")
     parser.add_argument(
-        "--size", type=int, default=REFERENCE_SIZE, metavar="PIXELS",
-        help=f"shorter side inside the network (default {REFERENCE_SIZE}); smaller is faster and coarser",
+        "--size", type=int, metavar="PIXELS",
+        help=f"shorter side inside the network (default {REFERENCE_SIZE}, or what the teacher's card says); smaller is"
+        " faster and coarser",
     )  # fmt: skip
     parser.add_argument("--npy", action="store_true", help="also write the numbers as .npy, float32 [H, W]")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
     with exit_with_message():
-        if args.size < PATCH:
+        if args.size is not None and args.size < PATCH:
             raise ConfigError(f"--size {args.size}: expected at least {PATCH} pixels")
         if not Path(args.images).exists():
             raise DataError(f"--images {args.images}: no such file or folder")

@@ -1,4 +1,4 @@
-"""Evaluation protocols P0, P1 and P2 of docs/protocol.md: what is compared with what, and averaged over what.
+"""Evaluation protocols P1 and P2 of docs/protocol.md: what is compared with what, and averaged over what.
 
 NumPy float64 on the host. A prediction is looked up only at the pixels that have ground truth; that equals resizing the
 whole prediction first, at a hundredth of the work.
@@ -91,6 +91,12 @@ def dense_truth(sample: RigSample, i: int) -> GroundTruth:
     return GroundTruth(rows, cols, at, np.stack([u, v, at], 1))
 
 
+def truth_of(sample: RigSample, i: int, truth: TruthKind, rule: PointRule) -> tuple[GroundTruth, Sequence[int]]:
+    """Ground truth of camera i, of a kind, and the size (height, width) of the image that its pixels belong to."""
+    size = [int(side) for side in (sample.image_size if truth == "dense" else sample.native_size)[i]]
+    return (dense_truth(sample, i) if truth == "dense" else ground_truth(sample.points[i], size, rule)), size
+
+
 def sample_bilinear(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Values [P] float64 that `image` [h, w] has at pixels (rows, cols) after a bilinear resize to `size` (H, W).
 
@@ -109,31 +115,7 @@ def sample_bilinear(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, size:
     return top * (1 - wy) + bottom * wy
 
 
-def affine_depth(rel_inv_depth: np.ndarray, gt: np.ndarray, *, min_depth: float, max_depth: float) -> np.ndarray | None:
-    """P0: depth of a relative prediction, aligned to one image's ground truth.
-
-    Least squares s, t of s r + t to 1 / gt; clipped to [1 / max_depth, 1 / min_depth]; inverted. Then as P1.
-
-    Args:
-      rel_inv_depth: [P] r at the valid pixels, resized to native size as P1 resizes depth; larger = nearer.
-      gt: [P] metres, min_depth < gt < max_depth.
-
-    Returns:
-      [P] metres, or None where the alignment failed (s <= 0, constant r, fewer than two pixels): count such images.
-    """
-    r, target = np.asarray(rel_inv_depth, np.float64), 1.0 / np.asarray(gt, np.float64)
-    if r.size < 2:
-        return None
-    centred = r - r.mean()
-    power = float(np.sum(centred**2))
-    scale = float(np.sum(centred * target)) / power if power > 0 else 0.0
-    if not scale > 0:
-        return None
-    aligned = scale * centred + target.mean()
-    return 1.0 / np.clip(aligned, 1.0 / max_depth, 1.0 / min_depth)
-
-
-def _check(pred_depth: np.ndarray, sample: RigSample) -> None:
+def check_prediction(pred_depth: np.ndarray, sample: RigSample) -> None:
     if pred_depth.ndim != 3 or len(pred_depth) != sample.num_cameras:
         raise ValueError(f"expected [N, H, W] with N = {sample.num_cameras}, got pred_depth {pred_depth.shape}")
     if not np.all(np.isfinite(pred_depth)):
@@ -173,15 +155,13 @@ class SurroundProtocol:
         Raises:
           ValueError: wrong shape, values that are not finite, or a median that is not positive.
         """
-        _check(pred_depth, sample)
+        check_prediction(pred_depth, sample)
         self.samples += 1
         images = []
         for i, camera in enumerate(sample.camera_names):
             if not sample.images[i]:
                 continue  # the sample lacks this camera
-            exact = self.truth == "dense"
-            size = sample.image_size[i] if exact else sample.native_size[i]
-            truth = dense_truth(sample, i) if exact else ground_truth(sample.points[i], size, self.point_rule)
+            truth, size = truth_of(sample, i, self.truth, self.point_rule)
             valid = (truth.depth > self.min_depth) & (truth.depth < self.max_depth)
             self.pixels[camera] = self.pixels.get(camera, 0) + int(valid.sum())
             self.skipped[camera] = self.skipped.get(camera, 0) + int(not valid.any())
@@ -225,7 +205,7 @@ class SurroundProtocol:
 
     def table(self) -> Table:
         """Part -> camera or "all" -> metric -> value; parts and cameras without a value are absent."""
-        return _table(self._means)
+        return table_of(self._means)
 
 
 class VfdepthProtocol:
@@ -250,7 +230,7 @@ class VfdepthProtocol:
 
     def add(self, pred_depth: np.ndarray, sample: RigSample, ego_mask: np.ndarray) -> None:
         """Adds one rig sample: prediction [N, H, W] metres and ego_mask [N, H, W] bool, True = not the ego body."""
-        _check(pred_depth, sample)
+        check_prediction(pred_depth, sample)
         if ego_mask.shape != pred_depth.shape:
             raise ValueError(f"expected ego_mask {pred_depth.shape}, got {ego_mask.shape}")
         self.samples += 1
@@ -286,10 +266,10 @@ class VfdepthProtocol:
     def table(self) -> Table:
         """Part -> camera or "all" -> metric -> value; a batch that is not full yet is closed by this call."""
         self._flush()
-        return _table(self._means)
+        return table_of(self._means)
 
 
-def _table(means: dict[str, dict[str, metrics.Mean]]) -> Table:
+def table_of(means: dict[str, dict[str, metrics.Mean]]) -> Table:
     table: Table = {}
     for part, cameras in means.items():
         rows = {camera: mean.result() for camera, mean in cameras.items() if mean.counts}

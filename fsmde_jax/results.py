@@ -15,7 +15,7 @@ from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import DataError
 from fsmde_jax.metrics import Table
 
-SCALINGS = ("metric", "median", "shared_median")
+SCALINGS = ("metric", "median", "shared_median", "affine")
 
 
 @dataclasses.dataclass
@@ -23,7 +23,7 @@ class Results:
     """One evaluation. A table never mixes protocols, because an object of this class knows exactly one.
 
     Attributes:
-      protocol: "surround" (P1) or "vfdepth" (P2).
+      protocol: "surround" (P1), "vfdepth" (P2) or "affine" (P0).
       title: data, split and sample count; says `subset` unless a complete official split was evaluated.
       samples: number of rig samples.
       table: part -> camera or "all" -> metric -> value (see `protocols`).
@@ -33,6 +33,7 @@ class Results:
       options: how it was evaluated: range, flip test-time augmentation, network size, limit, range of samples.
       identity: what made the prediction (commit, config, data, versions, checkpoint).
       pictures: (sample id, panorama [H, W, 3] uint8).
+      failed: images whose alignment failed, per camera; P0 only.
       trivial: predictor without a network -> camera or "all" -> metric -> value, unscaled; empty if none was measured.
     """
 
@@ -46,6 +47,7 @@ class Results:
     options: dict[str, Any]
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     pictures: list[tuple[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    failed: dict[str, int] = dataclasses.field(default_factory=dict)
     trivial: Table = dataclasses.field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
@@ -94,19 +96,23 @@ class Results:
         if self.consistency:
             lines += ["| cross-view consistency | mean abs(z_ij - d_j) / d_j |", "|---|---|"]
             lines += [f"| {pair} | {value:.4f} |" for pair, value in self.consistency.items()] + [""]
-        lines += ["| camera | valid pixels | skipped |", "|---|---|---|"]
-        lines += [f"| {camera} | {count} | {self.skipped.get(camera, 0)} |" for camera, count in self.pixels.items()]
+        counts = {"valid pixels": self.pixels, "skipped": self.skipped, "not aligned": self.failed}
+        counts = {name: of for name, of in counts.items() if of}
+        lines += [f"| camera | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
+        for camera in self.pixels:
+            lines.append(f"| {camera} | {' | '.join(str(of.get(camera, 0)) for of in counts.values())} |")
         return "\n".join(lines) + "\n"
 
     def _beside_trivial(self) -> str:
         """One sentence: the unscaled prediction's abs_rel as a part of the best trivial predictor's."""
         best = min(self.trivial, key=lambda name: self.trivial[name]["all"]["abs_rel"])
-        ratio = self.table["metric"]["all"]["abs_rel"] / self.trivial[best]["all"]["abs_rel"]
-        return f"abs_rel of `metric` is {ratio:.2f} of that of the best trivial predictor ({best})."
+        part = next(iter(self.table))
+        ratio = self.table[part]["all"]["abs_rel"] / self.trivial[best]["all"]["abs_rel"]
+        return f"abs_rel of `{part}` is {ratio:.2f} of that of the best trivial predictor ({best})."
 
     def _how(self) -> str:
         o = self.options
-        code = {"surround": "P1 `surround`", "vfdepth": "P2 `vfdepth`"}[self.protocol]
+        code = {"surround": "P1 `surround`", "vfdepth": "P2 `vfdepth`", "affine": "P0 `affine`"}[self.protocol]
         height, width = o["image_size"]
         text = f"Protocol {code}; {o['min_depth']:g}-{o['max_depth']:g} m; network {height}x{width}; "
         text += "ground truth: dense depth at the records' image size; " if o.get("ground_truth") == "dense" else ""

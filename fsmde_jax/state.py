@@ -11,11 +11,12 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from fsmde_jax import sharding
-from fsmde_jax.losses import total
 from fsmde_jax.models.student import normalise_images
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]  # (outputs, batch) -> (loss, terms)
+ReadFn = Callable[[Any], jax.Array]  # outputs -> what is evaluated [B, N, H, W]
 
 
 @flax.struct.dataclass
@@ -29,7 +30,7 @@ class TrainState:
 
 
 def init_state(
-    student: nn.Module,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     seed: int,
     num_cameras: int,
@@ -43,23 +44,23 @@ def init_state(
         images = jnp.zeros((1, num_cameras, height, width, 3), jnp.float32)
         intrinsics = jnp.tile(jnp.eye(3), (1, num_cameras, 1, 1))
         cam_to_ego = jnp.tile(jnp.eye(4), (1, num_cameras, 1, 1))
-        variables = student.init(key, images, intrinsics, cam_to_ego, train=False)
+        variables = model.init(key, images, intrinsics, cam_to_ego, train=False)
         params = variables["params"]
         return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 
     return jax.jit(build, out_shardings=sharding.replicated(mesh))(jax.random.key(seed, impl="rbg"))
 
 
-def _apply(student: nn.Module, params: Any, batch_stats: Any, batch: Batch, train: bool) -> Any:
+def _apply(model: nn.Module, params: Any, batch_stats: Any, batch: Batch, train: bool) -> Any:
     images = normalise_images(batch["images"])
     arguments = (images, batch["intrinsics"], batch["cam_to_ego"])
     mutable = ["batch_stats"] if train else False
     variables = {"params": params, "batch_stats": batch_stats}
-    return student.apply(variables, *arguments, view_mask=batch["view_mask"], train=train, mutable=mutable)
+    return model.apply(variables, *arguments, view_mask=batch["view_mask"], train=train, mutable=mutable)
 
 
 def make_train_step(
-    student: nn.Module, optimizer: optax.GradientTransformation, schedule: optax.Schedule, loss_options: dict[str, Any]
+    model: nn.Module, optimizer: optax.GradientTransformation, schedule: optax.Schedule, loss_fn: LossFn
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, batch) -> (state, metrics); the old state's memory is reused.
 
@@ -67,12 +68,12 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-            outputs, mutated = _apply(student, params, state.batch_stats, batch, train=True)
-            loss, terms = total.supervised_loss(outputs, batch, **loss_options)
+        def compute(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+            outputs, mutated = _apply(model, params, state.batch_stats, batch, train=True)
+            loss, terms = loss_fn(outputs, batch)
             return loss, (terms, mutated.get("batch_stats", {}))
 
-        (loss, (terms, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (terms, batch_stats)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
@@ -82,11 +83,11 @@ def make_train_step(
     return jax.jit(train_step, donate_argnames="state")
 
 
-def make_predict(student: nn.Module) -> Callable[[Any, Any, Batch], jax.Array]:
-    """(params, batch_stats, batch) -> pred_depth [B, N, H, W] float32, metres."""
+def make_predict(model: nn.Module, read: ReadFn) -> Callable[[Any, Any, Batch], jax.Array]:
+    """(params, batch_stats, batch) -> what `read` takes from the outputs, [B, N, H, W] float32."""
 
     @jax.jit
     def predict(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
-        return _apply(student, params, batch_stats, batch, train=False)["pred_depth"]
+        return read(_apply(model, params, batch_stats, batch, train=False))
 
     return predict

@@ -1,11 +1,13 @@
 """Teachers on disk: a Depth Anything model with its parameters, from a converted folder or straight from a weight file.
 
 A converted folder (`python -m fsmde_jax.convert`) holds the parameters as an orbax checkpoint and `card.json`, which
-says what they are; it is read without PyTorch.
+says what they are; it is read without PyTorch. A weight file written here has its card beside it, `<name>.json`. The
+package ships one such file, called "tiny" wherever a teacher is named.
 """
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fsmde_jax import checkpoint, teacher_weights
+from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models import registry
 from fsmde_jax.models.depth_anything import VARIANTS, DepthAnything
@@ -25,8 +28,10 @@ class Card:
     variant: str  # a name of `depth_anything.VARIANTS`
     version: int = 2  # of Depth Anything: which blocks are tapped
     max_depth: float | None = None  # metres of a metric checkpoint; None = relative inverse depth
-    source: str = ""  # name of the file they came from
+    source: str = ""  # name of the file, or of the run, that they came from
     sha256: str = ""  # of that file
+    longer_side: int = 0  # pixels of the longer side of the images it was trained at; 0 = as the official ones
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # how it was trained, and what was measured
 
     def __post_init__(self) -> None:
         registry.check_name("variant", self.variant, VARIANTS)
@@ -48,6 +53,9 @@ class Teacher:
         return DepthAnything(self.card.variant, self.card.max_depth, self.card.version, dtype, **options)
 
 
+SHIPPED = {"tiny": Path(__file__).parent / "teachers" / "tiny.safetensors"}
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -59,17 +67,20 @@ def open_teacher(
     """Reads a teacher.
 
     Args:
-      path: a folder of `python -m fsmde_jax.convert`, or a .pth or .safetensors file.
-      variant, version, max_depth: what a FILE holds: variant None = by its shapes, version None = 2, max_depth None =
-        relative. A folder says so itself.
+      path: "tiny" (ships with the package), a folder of `python -m fsmde_jax.convert`, or a .pth or .safetensors file.
+      variant, version, max_depth: what a FILE without a card holds: variant None = by its shapes, version None = 2,
+        max_depth None = relative. Folders, and files that were written here, say so themselves.
 
     Raises:
       DataError: nothing is there, or it is not what it should be.
-      ConfigError: something is said of a folder that its card says otherwise.
+      ConfigError: something is said of a teacher that its card says otherwise.
     """
-    path = Path(path)
+    path = SHIPPED.get(str(path), Path(path))
+    said = {"variant": variant, "version": version, "max_depth": max_depth}
     if path.is_dir():
-        return _open_folder(path, {"variant": variant, "version": version, "max_depth": max_depth})
+        return _open_folder(path, said)
+    if path.suffix == ".safetensors" and path.is_file() and path.with_suffix(".json").is_file():
+        return _open_file_with_card(path, said)
     params, found = teacher_weights.load_teacher(path, variant)
     return Teacher(params, Card(found, version or 2, max_depth, path.name, _digest(path)))
 
@@ -82,11 +93,7 @@ def _open_folder(path: Path, said: dict[str, Any]) -> Teacher:
         raise DataError(
             f"{path}: not a converted teacher ({error}); make it with python -m fsmde_jax.convert"
         ) from error
-    for key, value in said.items():
-        if value is not None and value != getattr(card, key):
-            raise ConfigError(
-                f"{path}: its card says {key} = {getattr(card, key)!r}, not {value!r}; leave the flag out"
-            )
+    _check_said(path, card, said)
     template = teacher_weights.template(card.variant)
     wanted, found = (
         {jax.tree_util.keystr(p): tuple(leaf.shape) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -99,6 +106,95 @@ def _open_folder(path: Path, said: dict[str, Any]) -> Teacher:
             " convert the weight file again"
         )
     return Teacher(params, card)
+
+
+def _check_said(path: Path, card: Card, said: dict[str, Any]) -> None:
+    for key, value in said.items():
+        if value is not None and value != getattr(card, key):
+            raise ConfigError(
+                f"{path}: its card says {key} = {getattr(card, key)!r}, not {value!r}; leave the flag out"
+            )
+
+
+def _open_file_with_card(path: Path, said: dict[str, Any]) -> Teacher:
+    beside = path.with_suffix(".json")
+    try:
+        card = Card(**json.loads(beside.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, ConfigError) as error:
+        raise DataError(f"{beside}: not the card of a teacher ({error}); without it {path.name} can be read") from error
+    if card.sha256 != (found := _digest(path)):
+        raise DataError(
+            f"{beside}: says that {path.name} has SHA-256 {card.sha256[:12]}..., but it has {found[:12]}...: one of the"
+            " two was replaced; delete the card, or fetch both again"
+        )
+    _check_said(path, card, said)
+    return Teacher(teacher_weights.load_teacher(path, card.variant)[0], card)
+
+
+def teacher_of_run(workdir: str | Path) -> Teacher:
+    """The (best, else latest) teacher of a training run with `task = "teacher"`.
+
+    Raises:
+      TrainingError: there is no checkpoint. ConfigError: the run trains a student.
+    """
+    workdir = Path(workdir)
+    tree, meta, step = checkpoint.read_parameters(workdir, checkpoint.best_or_latest(workdir))
+    made_by = meta["identity"]
+    config = made_by["config"]
+    if config.get("task") != "teacher":
+        raise ConfigError(f"{workdir}: trains a student, not a teacher (task = {config.get('task')!r})")
+    training = {key: made_by[key] for key in ("commit", "date", "hardware", "data", "versions")}
+    training |= {"step": step, "steps": config["train"]["steps"], "rigs_per_step": config["data"]["batch_size"]}
+    training |= {"seed": config["seed"], "gradient_weight": config["loss"]["gradient_weight"]}
+    training |= {"optim": config["optim"], "augment": config["augment"], "evaluations": _evaluations(workdir)}
+    longer_side = config["teacher"]["longer_side"]
+    card = Card(
+        config["teacher"]["variant"], source=workdir.name, longer_side=longer_side,
+        training=training,
+    )  # fmt: skip
+    return Teacher(tree["params"], card)
+
+
+def _evaluations(workdir: Path) -> list[dict[str, Any]]:
+    """What the run's P0 evaluations found: title, ranges, all cameras' metrics, the best trivial predictor's."""
+    found = []
+    for path in sorted((workdir / "evaluation").glob("*_affine*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        trivial = {name: rows["all"] for name, rows in content["trivial"].items()}
+        best = min(trivial, key=lambda name: trivial[name]["abs_rel"], default="")
+        entry = {key: content[key] for key in ("title", "samples")}
+        options = {key: content["options"][key] for key in ("ground_truth", "min_depth", "max_depth", "image_size")}
+        entry |= options | {"affine": content["table"]["affine"]["all"]}
+        found.append(entry | ({"best_trivial": {"name": best, **trivial[best]}} if best else {}))
+    return found
+
+
+def save_file(teacher: Teacher, path: str | Path, *, half: bool = False) -> None:
+    """Writes a .safetensors file in the official layout, which PyTorch's official code reads too, and its card beside.
+
+    Args:
+      teacher: the network.
+      path: of the file; the card gets the suffix .json.
+      half: store float16, half the size; it is float32 again when it is read.
+
+    Raises:
+      ConfigError: the file is there already, or its name does not end in .safetensors.
+      DataError: it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: expected a name that ends in .safetensors")
+    for file in (path, path.with_suffix(".json")):
+        if file.exists():
+            raise ConfigError(f"{file}: exists already; choose another name or delete it")
+    blob = teacher_weights.to_safetensors(teacher.params, half=half)
+    card = dataclasses.replace(teacher.card, sha256=hashlib.sha256(blob).hexdigest())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.dump_json(path.with_suffix(".json"), dataclasses.asdict(card))  # first: no file without its card
+        write_atomically(path, blob)
+    except OSError as error:
+        raise DataError(f"{path}: cannot write ({error.strerror}); free space or choose another place") from error
 
 
 def save_teacher(teacher: Teacher, folder: str | Path) -> None:

@@ -16,6 +16,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from fsmde_jax import weights
 from fsmde_jax.errors import DataError
@@ -218,3 +219,14 @@ def to_official_names(params: Mapping[str, Any], *, unused: bool = False) -> dic
             tensors[name.replace(f"{unit}2.", f"{unit}1.")] = np.zeros_like(tensors[name])
         tensors["pretrained.mask_token"] = np.zeros_like(tensors["pretrained.cls_token"][0])
     return tensors
+
+
+def to_safetensors(params: Mapping[str, Any], *, half: bool = False) -> bytes:
+    """Content of a .safetensors file in the official layout; `half` = float16 (what overflows there is refused)."""
+    tensors = to_official_names(params, unused=True)
+    if half:
+        largest = max(float(np.abs(tensor).max()) for tensor in tensors.values())
+        if not largest < float(np.finfo(np.float16).max):
+            raise DataError(f"a parameter of {largest:g} does not fit float16; write float32")
+        tensors = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
+    return safetensors.numpy.save(tensors)

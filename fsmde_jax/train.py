@@ -12,13 +12,14 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import build, checkpoint, evaluate, identity, optim, sharding
+from fsmde_jax import build, checkpoint, eval_options, evaluate, identity, optim, sharding
 from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import Records, shared_scenes
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.student import ENCODER_SCOPE
 from fsmde_jax.state import Metrics, TrainState, init_state, make_predict, make_train_step
+from fsmde_jax.teacher import open_teacher
 from fsmde_jax.writer import Writer
 
 
@@ -35,11 +36,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     """
     build.check(config)
     evaluate.check(config)
+    eval_options.check_best(config)
     pipeline.check_batch_size(config.data.batch_size, jax.device_count())
     records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
+    evaluate.check_records(eval_records, eval_options.options_from(config, limit=config.train.eval_samples))
     _warn_of_leakage(records, eval_records)
     mesh = sharding.make_mesh()
-    student = build.build_student(config)
+    model = build.build_model(config)
     schedule = optim.learning_rate_schedule(
         lr=config.optim.lr, warmup_steps=config.optim.warmup_steps, steps=config.train.steps,
         final_lr_scale=config.optim.final_lr_scale,
@@ -55,7 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         jax.set_mesh(mesh),
         Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
     ):
-        state = init_state(student, optimizer, config.seed, len(records.cameras), tuple(config.data.image_size), mesh)
+        state = init_state(model, optimizer, config.seed, len(records.cameras), tuple(config.data.image_size), mesh)
         meta: dict[str, Any] = {"identity": run_identity, "best": None}
         iterator = iter(_dataset(config, records, mesh))
         if checkpoints.latest_step is None:
@@ -72,8 +75,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         checkpoint.dump_json(workdir / "identity.json", run_identity)
         with Writer(workdir, int(state.step) + 1) as writer:
             writer.text("config", f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```")
-            step_fn = make_train_step(student, optimizer, schedule, build.loss_options(config))
-            run = _Run(config, workdir, records, eval_records, make_predict(student), checkpoints, writer, meta)
+            step_fn = make_train_step(model, optimizer, schedule, build.loss_fn(config))
+            run = _Run(
+                config,
+                workdir,
+                records,
+                eval_records,
+                make_predict(model, build.read_fn(config)),
+                checkpoints,
+                writer,
+                meta,
+            )
             run.loop(state, iterator, step_fn)
 
 
@@ -98,7 +110,7 @@ def _dataset(config: ml_collections.ConfigDict, records: Records, mesh: jax.shar
 
 
 def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str) -> TrainState:
-    """Parameters of a new run: another run's, or ImageNet's for the encoder, or the random ones."""
+    """Parameters of a new run: another run's, a teacher's, ImageNet's for the encoder, or the random ones."""
     if init_from:
         folder = Path(init_from)
         which = checkpoint.best_or_latest(folder)
@@ -109,6 +121,17 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
             print("note: the same parameters will mean something else, because\n  " + "\n  ".join(changed))
         fitted = checkpoint.fit_parameters({"params": state.params, "batch_stats": state.batch_stats}, tree, init_from)
         return dataclasses.replace(state, params=fitted["params"], batch_stats=fitted["batch_stats"])
+    if config.task == "teacher" and config.teacher.weights:
+        teacher = open_teacher(config.teacher.weights)
+        card, wanted = teacher.card, config.teacher.variant
+        if (card.variant, card.version, card.max_depth) != (wanted, 2, None):
+            kind = "relative" if card.max_depth is None else "metric"
+            raise ConfigError(
+                f"teacher.weights = {config.teacher.weights!r}: a {kind} {card.variant} of version {card.version}, but"
+                f" a relative {wanted} of version 2 is trained; set teacher.variant, or choose other weights"
+            )
+        fitted = checkpoint.fit_parameters(state.params, teacher.params, config.teacher.weights)
+        return dataclasses.replace(state, params=fitted)
     pretrained = build.encoder_weights(config)
     if pretrained is None:
         return state

@@ -57,3 +57,15 @@ def test_data_prep(data, tmp_path, way):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "rigs/s per core" in done.stdout and out.exists()
     assert (way == "file") == ("worker at most, 20 samples" in done.stdout)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "__init__"))
+def test_every_script_says_what_it_measures(name):
+    done = start(["-m", f"benchmarks.{name}", "--help"], ROOT)
+    assert done.returncode == 0 and f"benchmarks.{name}" in done.stdout and "--" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_world():
+    done = start(["-m", "benchmarks.world", "--sizes", "32x64", "--scenes", "1", "--repeats", "1"], ROOT)
+    assert done.returncode == 0 and "32x64" in done.stdout, done.stderr[-2000:]

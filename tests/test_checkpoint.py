@@ -78,6 +78,7 @@ def test_config_changes_that_make_another_network_are_refused():
     }
     harmless = {**saved, "optim": {"lr": 2}, "data": {"image_size": (352, 640)}}
     checkpoint.check_config(saved, harmless, "here")
+    checkpoint.check_config(saved, {**harmless, "task": "student"}, "here")  # runs of older versions have no task
     changed = {**saved, "model": {"encoder": "resnet34", "num_bins": 64}, "seed": 1}
     with pytest.raises(ConfigError) as error:
         checkpoint.check_config(saved, changed, "here")

@@ -152,7 +152,7 @@ def test_title_options_and_refusals_of_dense_truth(records, samples, tmp_path):
         evaluate.evaluate(
             trivial.constant_predictor(8.0), open_records(without), EvalOptions(SIZE, ground_truth="dense")
         )
-    with pytest.raises(ConfigError, match=r"needs eval\.protocol = 'surround'"):
+    with pytest.raises(ConfigError, match=r"needs eval\.protocol surround or affine"):
         EvalOptions(SIZE, protocol="vfdepth", ground_truth="dense")
     with pytest.raises(ConfigError, match="lidar, dense"):
         EvalOptions(SIZE, ground_truth="exact")

@@ -28,6 +28,7 @@ def _one_update(params, gradients, **options):
     return updates
 
 
+TEACHER = {"pretrained": {"w": jnp.full((2, 2), 2.0)}, "depth_head": {"w": jnp.full((2, 2), 2.0)}}
 PARAMS = {"backbone": {"w": jnp.full((2, 2), 2.0), "b": jnp.full((2,), 2.0)}, "head": {"w": jnp.full((2, 2), 2.0)}}
 GRADIENTS = jax.tree.map(lambda p: jnp.full_like(p, 3.0), PARAMS)
 
@@ -36,6 +37,9 @@ def test_first_adam_update_is_the_rate_and_encoder_has_its_own():
     updates = _one_update(PARAMS, GRADIENTS, encoder_lr_scale=0.25)
     np.testing.assert_allclose(updates["head"]["w"], -0.1, rtol=1e-5)  # Adam: m / sqrt(v) = 1 at the first step
     np.testing.assert_allclose(updates["backbone"]["w"], -0.025, rtol=1e-5)
+    updates = _one_update(TEACHER, jax.tree.map(jnp.ones_like, TEACHER), encoder_lr_scale=0.25)
+    np.testing.assert_allclose(updates["depth_head"]["w"], -0.1, rtol=1e-5)
+    np.testing.assert_allclose(updates["pretrained"]["w"], -0.025, rtol=1e-5)
 
 
 def test_weight_decay_spares_vectors():

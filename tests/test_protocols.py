@@ -221,19 +221,6 @@ def test_vfdepth_counts_batches_without_ground_truth():
     assert protocol.skipped["FRONT_LEFT"] == 1 and protocol.skipped["FRONT"] == 0
 
 
-def test_affine_alignment():
-    rng = np.random.default_rng(0)
-    gt = rng.uniform(2, 79, 400)
-    r = 3.0 / gt + 0.7 + rng.normal(0, 0.02, gt.shape)
-    solution = np.linalg.lstsq(np.stack([r, np.ones_like(r)], 1), 1 / gt, rcond=None)[0]
-    expected = 1 / np.clip(solution[0] * r + solution[1], 1 / 80.0, 1 / 0.1)
-    found = protocols.affine_depth(r, gt, min_depth=0.1, max_depth=80.0)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    np.testing.assert_allclose(protocols.affine_depth(5 / gt - 2, gt, min_depth=0.1, max_depth=80.0), gt, rtol=1e-9)
-    for failed in (-r, np.ones_like(r), r[:1]):
-        assert protocols.affine_depth(failed, gt[: len(failed)], min_depth=0.1, max_depth=80.0) is None
-
-
 def test_correspondences_find_exactly_the_shared_points():
     sample, ids = eval_rigs.rig(3, points=3000)
     adjacent = consistency.neighbours(sample)

@@ -109,7 +109,8 @@ def test_commands_run_as_written(place):
         ran.append(words[2])
     converters = {"data_prep.nuscenes", "data_prep.ddad", "data_prep.folder", "data_prep.world"}
     assert {*converters, "data_prep.verify", "fsmde_jax.main"} <= set(ran)
-    assert len(list((place / "depth").rglob("*_depth.png"))) >= 6
+    for name in ("depth", "depth_tiny"):
+        assert len(list((place / name).rglob("*_depth.png"))) >= 6
     assert (place / "lidar_over_images.png").stat().st_size > 10_000
     assert (place / "runs/nuscenes/evaluation/nuscenes_mini_val_surround.md").is_file()
     assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()

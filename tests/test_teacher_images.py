@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsmde_jax import teacher_images
 from fsmde_jax.errors import ConfigError
+from fsmde_jax.models import teacher_images
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

@@ -72,7 +72,7 @@ def test_points_are_where_the_beams_meet_the_room(columns, beams):
 
 def test_the_built_in_lidar_fires_like_the_real_one():
     """HDL-32E: 32 beams from -30.67 to 10.67 degrees, 1084 columns; DDAD: 64 and more beams, 250 m."""
-    nuscenes, ddad = (rigs.read_rig(name).lidar for name in rigs.BUILT_IN)
+    nuscenes, ddad = (rigs.read_rig(name).lidar for name in ("nuscenes", "ddad"))
     assert np.degrees(nuscenes.elevations[[0, -1]]) == pytest.approx([-30.67, 10.67])
     assert (len(nuscenes.elevations), nuscenes.columns) == (32, 1084)
     assert len(ddad.elevations) >= 64 and ddad.range_max == 250 and not ddad.body_returns

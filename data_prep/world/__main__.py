@@ -15,7 +15,8 @@ from data_prep import cli
 from data_prep.world import dataset, output, rigs
 from fsmde_jax.errors import ConfigError, exit_with_message
 
-_SIZES = {"nuscenes": (360, 640), "ddad": (400, 640)}  # default image sizes of the built-in rigs
+# Default image sizes of the built-in rigs.
+_SIZES = {"nuscenes": (360, 640), "ddad": (400, 640), "surround": (360, 640)}
 _WORKER_BYTES = 1.1e9  # memory of one worker process
 
 
@@ -35,10 +36,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--val_scenes", type=int, metavar="N", help="held-out scenes (default: a quarter of --scenes)")
     made.add_argument("--frames", type=int, default=10, metavar="M", help="keyframes per scene (default 10)")
     made.add_argument("--seed", type=int, default=0, help="of the whole dataset (default 0)")
+    made.add_argument(
+        "--vary_rig", action="store_true",
+        help="render every scene with another calibration around the rig's: focal length, principal point, angles,"
+        " height and place of all cameras (docs/world.md); for training a teacher on many cameras",
+    )  # fmt: skip
     size = made.add_mutually_exclusive_group()
     size.add_argument(
         "--image_size", type=cli.parse_size, default=(), metavar="HxW",
-        help="of all images; default 360x640 (nuscenes), 400x640 (ddad), otherwise 'native', the rig's own",
+        help="of all images; default 360x640 (nuscenes, surround), 400x640 (ddad), otherwise 'native', the rig's own",
     )  # fmt: skip
     size.add_argument("--scale", type=float, metavar="S", help="image sizes as a share of the rig's own, e.g. 0.5")
     made.add_argument(
@@ -81,6 +87,8 @@ def look_of(args: argparse.Namespace) -> dataset.Look:
             f"--sweeps_between={args.sweeps_between}: expected at most {rig.sweeps_per_keyframe - 1}, because the LiDAR"
             f" of {args.rig} makes {rig.sweeps_per_keyframe} revolution(s) per keyframe, the keyframe's own included"
         )
+    if args.vary_rig:
+        rigs.check_variable(rig)
     seconds = output.SCENE_US // 10**6
     if args.frames > (most := int(seconds * rig.keyframe_rate)):
         raise ConfigError(
@@ -102,6 +110,7 @@ def look_of(args: argparse.Namespace) -> dataset.Look:
         semantics=args.semantics,
         jpeg_quality=args.jpeg_quality,
         sweeps_between=args.sweeps_between,
+        vary_rig=args.vary_rig,
     )
 
 

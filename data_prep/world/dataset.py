@@ -6,28 +6,25 @@ the dataset come last and hold all scenes that have one. So a run that was kille
 dataset, and the same command goes on from the scenes that are done.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import functools
 import json
-import multiprocessing
 import os
 import re
 import shlex
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
+import numpy as np
 from tqdm import tqdm
 
+from data_prep import workers as processes
 from data_prep.rendered import ROWS
 from data_prep.world import WORLD_VERSION, rigs, write_dgp, write_nuscenes
 from data_prep.world.output import Job, Look, SceneWriter
@@ -45,13 +42,21 @@ _WRITERS: dict[str, tuple[type[SceneWriter], Any, Any, str]] = {  # scene files,
 }  # fmt: skip
 # One thread per process: results cannot depend on their number, and processes do not get into each other's way.
 _THREADS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-_done: Any = None  # keyframes finished over all workers, for the progress bar; shared memory
+_RIG_STREAM = 1  # random numbers of a scene's rig, apart from those of its drive
 
 
 def rig_of(look: Look) -> Rig:
     """The rig of a look, at its image size."""
     rig = rigs.read_rig(look.rig)
     return rigs.scaled(rig, scale=look.scale, size=look.size) if look.scale or look.size else rig
+
+
+def rig_of_scene(job: Job, rig: Rig) -> Rig:
+    """The rig that drives through a scene: the look's (`rig`), or with `vary_rig` one that depends on it and on
+    (seed, split, index) only."""
+    if not job.look.vary_rig:
+        return rig
+    return rigs.varied(rig, np.random.default_rng([job.look.seed, _SPLITS.index(job.split), job.index, _RIG_STREAM]))
 
 
 def write_dataset(look: Look, out: str | Path, scenes: dict[str, int], workers: int) -> tuple[Path, dict[str, int]]:
@@ -126,7 +131,7 @@ def _check_look(out: Path, look: Look, marker: str) -> None:
         tfrecord.write_atomically(path, json.dumps(wanted).encode())
         return
     try:
-        found = json.loads(path.read_bytes())
+        found = {"vary_rig": False, **json.loads(path.read_bytes())}  # datasets of older versions do not say it
     except ValueError:
         found = {}
     wanted = json.loads(json.dumps(wanted))
@@ -200,30 +205,15 @@ def render_scene(job: Job) -> Any:
     from data_prep.world import drive, scene
 
     renderer = _renderer(job.look)
-    writer = _WRITERS[renderer.rig.format][0](job, renderer.rig)
-    one = drive.Drive(renderer, scene.scene_key(job.look.seed, job.split, job.index))
+    rig = rig_of_scene(job, renderer.rig)
+    writer = _WRITERS[rig.format][0](job, rig)
+    one = drive.Drive(renderer, scene.scene_key(job.look.seed, job.split, job.index), rig)
     for number in range(job.look.frames):
         writer.keyframe(one, number)
-        if _done is not None:
-            with _done.get_lock():
-                _done.value += 1
+        processes.count()
     rows = writer.finish()
     tfrecord.write_atomically(_row_file(job), json.dumps({"rows": rows, "files": writer.files}).encode())
     return rows
-
-
-def start_worker(counter: Any, parent: int) -> None:
-    """Set-up of a worker process: one thread of OpenCV, and no life after the parent's."""
-    global _done
-    _done = counter
-    cv2.setNumThreads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -254,37 +244,22 @@ def _run(jobs: list[Job], frames: int, workers: int, begin: Callable[[str], None
         begin(_backend())
         yield from ((job, render_scene(job)) for job in jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    others = multiprocessing.active_children()
+    counter = processes.new_counter()
     with (
         _single_threaded(),
-        tqdm(total=len(jobs) * frames, unit="frame", desc="rendering (compiles first)", dynamic_ncols=True) as bar,
+        tqdm(
+            total=len(jobs) * frames, unit="frame", desc="rendering (compiles first)", disable=None, dynamic_ncols=True
+        ) as bar,
+        processes.pool(min(workers, len(jobs)), counter, "finished scenes") as pool,
     ):
-        pool = concurrent.futures.ProcessPoolExecutor(
-            min(workers, len(jobs)), context, start_worker, (counter, os.getpid())
-        )
-        try:
-            begin(pool.submit(_backend).result())
-            waiting = {pool.submit(render_scene, job): job for job in jobs}
-            while waiting:
-                ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
-                if counter.value > bar.n:
-                    bar.set_description("rendering", refresh=False)
-                bar.update(counter.value - bar.n)
-                for future in ready:
-                    yield waiting.pop(future), future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise DataError(
-                "a worker process died, most likely for lack of memory; run again with fewer --workers (finished scenes"
-                " are kept)"
-            ) from error
-        except KeyboardInterrupt:  # half-done scenes are rendered again, so nobody waits for them
-            for worker in set(multiprocessing.active_children()) - set(others):
-                worker.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+
+        def refresh() -> None:
+            if counter.value > bar.n:
+                bar.set_description("rendering", refresh=False)
+            bar.update(counter.value - bar.n)
+
+        begin(pool.submit(_backend).result())
+        yield from processes.results(pool, render_scene, ((job, job) for job in jobs), ahead=len(jobs), refresh=refresh)
 
 
 def describe(look: Look, out: Path, scenes: dict[str, int]) -> str:

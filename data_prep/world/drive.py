@@ -40,6 +40,13 @@ class Views(NamedTuple):
     semantic: jax.Array  # [N, H, W] uint8
 
 
+class Calibration(NamedTuple):
+    """How a rig's N cameras look, in the rig's order: an argument of the compiled stages, so one serves many rigs."""
+
+    intrinsics: np.ndarray | jax.Array  # [N, 3, 3] float32
+    cam_to_ego: np.ndarray | jax.Array  # [N, 4, 4] float32
+
+
 class Frame(NamedTuple):
     """One keyframe on the device. Poses are relative to the anchor cell."""
 
@@ -78,6 +85,13 @@ def size_groups(rig: Rig) -> dict[tuple[int, int], list[int]]:
     for number, camera in enumerate(rig.cameras.values()):
         groups.setdefault(camera.size, []).append(number)
     return groups
+
+
+def calibration(rig: Rig) -> Calibration:
+    """Calibration of a rig's cameras."""
+    cameras = rig.cameras.values()
+    pairs = ([c.intrinsics for c in cameras], [c.cam_to_ego for c in cameras])
+    return Calibration(*(np.stack(matrices).astype(np.float32) for matrices in pairs))
 
 
 def delays_us(rig: Rig) -> list[int]:
@@ -141,9 +155,9 @@ class Stages:
 
     def views(
         self, world: Scene, anchor: jax.Array, static: Geometry, moving: Geometry, egos: jax.Array,
-        shadow: render.Shadow, time_us: jax.Array,
+        shadow: render.Shadow, time_us: jax.Array, cameras: Calibration,
     ) -> tuple[Views, ...]:  # fmt: skip
-        """All cameras' pictures of a keyframe; camera n at the n + 1st of the times."""
+        """All cameras' pictures of a keyframe; camera n at the n + 1st of the times, as `cameras` says."""
 
         def view(item: tuple, size: tuple[int, int]) -> Views:
             number, intrinsics, cam_to_ego = item
@@ -155,13 +169,10 @@ class Stages:
             )  # fmt: skip
             return Views(*picture)
 
-        cameras, made = list(self.rig.cameras.values()), []
+        made = []
         for size, numbers in size_groups(self.rig).items():
-            items = (
-                jnp.array(numbers),
-                jnp.asarray(np.stack([cameras[n].intrinsics for n in numbers]), jnp.float32),
-                jnp.asarray(np.stack([cameras[n].cam_to_ego for n in numbers]), jnp.float32),
-            )
+            chosen = np.array(numbers)
+            items = (jnp.array(numbers), *(jnp.asarray(matrices[chosen]) for matrices in cameras))
             one = functools.partial(view, size=size)
             # One by one, a CPU skips what a camera does not show.
             made.append(jax.lax.map(one, items) if jax.default_backend() == "cpu" else jax.vmap(one)(items))
@@ -173,7 +184,7 @@ class Stages:
         static = scene.static_geometry(world, anchor)
         moving, egos = self.moving(world, anchor, time_us + self.delays)
         shadow = self.shadow(world, static, moving, egos)
-        views = self.views(world, anchor, static, moving, egos, shadow, time_us)
+        views = self.views(world, anchor, static, moving, egos, shadow, time_us, calibration(self.rig))
         return Frame(views, egos[1:], self.sweep(world, static, moving, egos, time_us), egos[0], anchor)
 
     def _everything(
@@ -194,9 +205,13 @@ class Drive:
     The global frame of a scene is turned and moved at random, as recorded drives are.
     """
 
-    def __init__(self, renderer: Renderer, key: jax.Array):
-        """`key` is `scene.scene_key(seed, split, index)`."""
+    def __init__(self, renderer: Renderer, key: jax.Array, rig: Rig | None = None):
+        """`key` is `scene.scene_key(seed, split, index)`; `rig` may differ from the renderer's in its cameras'
+        intrinsics and poses (`rigs.varied`), in nothing else (ValueError)."""
         self.renderer = renderer
+        self.rig = rig or renderer.rig
+        _check_same_but_calibration(self.rig, renderer.rig)
+        self._calibration = calibration(self.rig)
         self.world = renderer.sample(key)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
         turn, east, north = rng.uniform((-np.pi, 200.0, 200.0), (np.pi, 2200.0, 2200.0))
@@ -212,9 +227,9 @@ class Drive:
 
     def keyframe(self, number: int) -> tuple[dict[str, Picture], Cloud]:
         """Pictures by camera name and the sweep of keyframe `number` (0, 1, ...)."""
-        rig = self.renderer.rig
+        rig = self.rig
         time_us = round(number * 1e6 / rig.keyframe_rate)
-        frame = jax.device_get(self.renderer.frame(self.world, np.int32(time_us)))
+        frame = jax.device_get(self.renderer.frame(self.world, np.int32(time_us), self._calibration))
         poses = self._global(frame.anchor, frame.camera_ego)
         pictures: dict[int, Picture] = {}
         for views, numbers in zip(frame.views, size_groups(rig).values(), strict=True):
@@ -235,12 +250,20 @@ class Drive:
         return Cloud(points, intensity, ring, self._global(anchor, ego), time_us)
 
 
+def _check_same_but_calibration(rig: Rig, other: Rig) -> None:
+    cameras = [{name: (c.size, c.delay) for name, c in r.cameras.items()} for r in (rig, other)]
+    rest = rig.lidar is other.lidar and rig.body is other.body and rig.keyframe_rate == other.keyframe_rate
+    if not rest or list(cameras[0].items()) != list(cameras[1].items()):
+        raise ValueError(f"rig {rig.name} differs from the renderer's in more than its cameras' calibration")
+
+
 class Renderer:
     """The compiled stages of a rig; they compile when first used and serve all scenes."""
 
     def __init__(self, rig: Rig, *, samples: int = 1):
         """See `Stages`."""
         self.rig = rig
+        self._calibration = calibration(rig)
         stages = Stages(rig, samples=samples)
         self._delays = np.asarray(stages.delays)
         fast, best = (_QUICK_COMPILE, _PICTURE_COMPILE) if jax.default_backend() == "cpu" else (None, None)
@@ -260,13 +283,13 @@ class Renderer:
             last = self._last = (world, anchor, self._static_geometry(world, np.int32(anchor)))
         return last[2]
 
-    def frame(self, world: Scene, time_us: np.int32) -> Frame:
-        """A keyframe."""
+    def frame(self, world: Scene, time_us: np.int32, cameras: Calibration | None = None) -> Frame:
+        """A keyframe; `cameras`: those of the rig unless given."""
         anchor = self._anchor(world, time_us)
         static = self._static(world, int(anchor))
         moving, egos = self._moving(world, anchor, time_us + self._delays)
         shadow = self._shadow(world, static, moving, egos)
-        views = self._views(world, anchor, static, moving, egos, shadow, time_us)
+        views = self._views(world, anchor, static, moving, egos, shadow, time_us, cameras or self._calibration)
         return Frame(views, egos[1:], self._sweep(world, static, moving, egos, time_us), egos[0], anchor)
 
     def sweep(self, world: Scene, time_us: np.int32) -> tuple[lidars.Sweep, jax.Array, jax.Array]:

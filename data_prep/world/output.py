@@ -35,6 +35,7 @@ class Look:
     semantics: bool
     jpeg_quality: int
     sweeps_between: int
+    vary_rig: bool = False  # whether every scene has a calibration of its own
 
 
 @dataclasses.dataclass(frozen=True)

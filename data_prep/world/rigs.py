@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from data_prep import rig_yaml
 from data_prep.plan import suggest
@@ -16,7 +17,7 @@ from data_prep.world.surfaces import Material
 from fsmde_jax import geometry
 from fsmde_jax.errors import ConfigError
 
-BUILT_IN = ("nuscenes", "ddad")
+BUILT_IN = ("nuscenes", "ddad", "surround")
 FORMATS = ("nuscenes", "dgp")
 MAX_PIXELS = 4096 * 4096  # of one image
 _LIDAR_NAMES = ("LIDAR", "LIDAR_TOP")  # what the formats call the LiDAR; no camera may have its folder
@@ -163,6 +164,40 @@ def scaled(rig: Rig, *, scale: float | None = None, size: tuple[int, int] | None
         k = geometry.resize_intrinsics(camera.intrinsics, new[0] / camera.size[0], new[1] / camera.size[1])
         cameras[name] = dataclasses.replace(camera, size=new, intrinsics=k)
     return dataclasses.replace(rig, cameras=cameras)
+
+
+def varied(rig: Rig, rng: np.random.Generator) -> Rig:
+    """Another calibration around the rig's; names, sizes and delays of its cameras, LiDAR and body stay.
+
+    Focal lengths are multiplied by exp(U(ln 0.65, ln 1.6)), one factor for the rig, times exp(U(-0.1, 0.1)) per camera;
+    principal points move by up to 3 % of the image's sides. Cameras turn in their own frames: yaw U(-15, 15), pitch
+    U(-8, 8), roll U(-4, 4) degrees. They stand at one height, U(0.9, 2.3) m, +-0.1 m each, and +-0.2 m along x and y.
+
+    Raises:
+      ConfigError: the images show the car's body, whose masks would differ from scene to scene.
+    """
+    check_variable(rig)
+    zoom, height = np.exp(rng.uniform(np.log(0.65), np.log(1.6))), rng.uniform(0.9, 2.3)
+    cameras = {}
+    for name, camera in rig.cameras.items():
+        intrinsics, pose = camera.intrinsics.copy(), camera.cam_to_ego.copy()
+        intrinsics[:2, :2] *= zoom * np.exp(rng.uniform(-0.1, 0.1))
+        intrinsics[:2, 2] += rng.uniform(-0.03, 0.03, 2) * camera.size[::-1]
+        turn = rng.uniform((-15.0, -8.0, -4.0), (15.0, 8.0, 4.0))  # about the camera's y (down), x (right), z (forward)
+        pose[:3, :3] = pose[:3, :3] @ Rotation.from_euler("YXZ", turn, degrees=True).as_matrix()
+        moved = rng.uniform((-0.2, -0.2, -0.1), (0.2, 0.2, 0.1))
+        pose[:3, 3] = np.array([*pose[:2, 3], height]) + moved
+        cameras[name] = dataclasses.replace(camera, intrinsics=intrinsics, cam_to_ego=pose)
+    return dataclasses.replace(rig, cameras=cameras)
+
+
+def check_variable(rig: Rig) -> None:
+    """`ConfigError` if `varied` does not take the rig."""
+    if rig.body.in_images and len(rig.body.low):
+        raise ConfigError(
+            f"rig {rig.name}: world.body.in_images = true, so its masks would differ from scene to scene; --vary_rig"
+            " takes rigs whose images do not show the car (surround, nuscenes, or in_images: false in your file)"
+        )
 
 
 def _lidar(content: Any, sensor_to_ego: np.ndarray, where: str) -> Lidar:

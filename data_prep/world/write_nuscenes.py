@@ -87,7 +87,7 @@ class NuscenesScene(SceneWriter):
             "sample": self.samples,
             "sample_data": [row for rows in self.chains.values() for row in rows],
             "ego_pose": self.poses,
-        }
+        } | ({"calibrated_sensor": _calibration(self.rig, self._name())} if self.job.look.vary_rig else {})
 
     def _name(self) -> str:
         return f"{self.job.look.seed}/{self.job.name}"
@@ -105,16 +105,30 @@ class NuscenesScene(SceneWriter):
         self, sensor: str, sample: str, time_us: int, pose: np.ndarray, path: Path, size: tuple[int, int], key: bool
     ) -> None:
         row, stamp = token(self._name(), sensor, time_us), self.job.start_us + time_us
+        rig = [self._name()] if self.job.look.vary_rig else []
         self.poses.append({"token": row, "timestamp": stamp, **_posed(pose)})
         self.chains[sensor].append({
             "token": row, "sample_token": sample, "ego_pose_token": row, "timestamp": stamp, "is_key_frame": key,
-            "calibrated_sensor_token": token("calibration", sensor), "height": size[0], "width": size[1],
+            "calibrated_sensor_token": token("calibration", *rig, sensor), "height": size[0], "width": size[1],
             "fileformat": "pcd" if sensor == LIDAR else "jpg", "filename": path.relative_to(self.job.out).as_posix(),
         })  # fmt: skip
 
 
 def _log_token(seed: int) -> str:
     return token("log", seed)
+
+
+def _calibration(rig: Rig, *scene: str) -> list[dict]:
+    """Rows of calibrated_sensor: of one scene, or of all."""
+    sensors: dict[str, tuple] = {name: (c.cam_to_ego, c.intrinsics.tolist()) for name, c in rig.cameras.items()}
+    sensors[LIDAR] = (rig.lidar.sensor_to_ego, [])
+    return [
+        {
+            "token": token("calibration", *scene, name), "sensor_token": token("sensor", name), **_posed(pose),
+            "camera_intrinsic": intrinsics,
+        }
+        for name, (pose, intrinsics) in sensors.items()
+    ]  # fmt: skip
 
 
 def write_tables(out: Path, rig: Rig, seed: int, scenes: list[Any]) -> None:
@@ -126,14 +140,12 @@ def write_tables(out: Path, rig: Rig, seed: int, scenes: list[Any]) -> None:
     tables["map"] = [
         {"token": token("map"), "log_tokens": [log["token"]], "category": "semantic_prior", "filename": map_file}
     ]
-    tables["sensor"], tables["calibrated_sensor"] = [], []
-    sensors: dict[str, tuple] = {name: (c.cam_to_ego, c.intrinsics.tolist()) for name, c in rig.cameras.items()}
-    sensors[LIDAR] = (rig.lidar.sensor_to_ego, [])
-    for name, (pose, intrinsics) in sensors.items():
-        kind = {"channel": name, "modality": "camera" if intrinsics else "lidar"}
-        tables["sensor"].append({"token": token("sensor", name), **kind})
-        row = {"token": token("calibration", name), "sensor_token": token("sensor", name), **_posed(pose)}
-        tables["calibrated_sensor"].append({**row, "camera_intrinsic": intrinsics})
+    tables["sensor"] = [
+        {"token": token("sensor", name), "channel": name, "modality": "lidar" if name == LIDAR else "camera"}
+        for name in (*rig.cameras, LIDAR)
+    ]
+    own = [row for scene in scenes for row in scene.get("calibrated_sensor", ())]
+    tables["calibrated_sensor"] = own or _calibration(rig)
     for name in ("scene", "sample", "sample_data", "ego_pose"):
         tables[name] = [row for scene in scenes for row in scene[name]]
     picture = io.BytesIO()

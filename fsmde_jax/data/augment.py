@@ -85,13 +85,16 @@ def flip_rig(arrays: dict[str, np.ndarray]) -> None:
 
     Args:
       arrays: `images` [N, H, W, 3] uint8, `depth`, `ego_mask` and (where there) `dense_depth` [N, H, W],
-        `intrinsics`, `cam_to_ego` and `ego_to_global`.
+        `intrinsics`, `cam_to_ego` and `ego_to_global`; where there, `teacher_rel_inv_depth` [N, h, w] and
+        `teacher_tokens` [N, gh, gw, C], whose grid columns are mirrored.
     """
     width = arrays["images"].shape[2]
-    for name in ("images", "depth", "ego_mask", "dense_depth"):
+    for name in ("images", "depth", "ego_mask", "dense_depth", "teacher_rel_inv_depth"):
         for plane in arrays.get(name, ()):
             view = plane.view(np.uint8) if plane.dtype == np.bool_ else plane
             cv2.flip(view, 1, dst=view)
+    if "teacher_tokens" in arrays:
+        arrays["teacher_tokens"][:] = arrays["teacher_tokens"][:, :, ::-1].copy()
     arrays["intrinsics"][:] = geometry.flip_intrinsics(arrays["intrinsics"].astype(np.float64), width)
     arrays["cam_to_ego"][:] = geometry.flip_cam_to_ego(arrays["cam_to_ego"])
     arrays["ego_to_global"][:] = geometry.flip_ego_to_global(arrays["ego_to_global"])

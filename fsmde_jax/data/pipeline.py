@@ -12,14 +12,12 @@ One endless sequence of records (every epoch its own permutation) is dealt out t
 n-th position. What happens to a record depends on (seed, position in that sequence) alone: not on threads, batch size
 or the number of hosts. The state is the number of batches read and the `layout` that gives it a meaning.
 
-Only this module imports grain. Each thread builds a whole batch in place, so memory is about
-(num_threads + prefetch) batches; worker processes were slower than threads (the work releases Python's lock).
+Each thread builds a whole batch in place, so memory is about (num_threads + prefetch) batches; worker processes were
+slower than threads (the work releases Python's lock).
 """
 
-import atexit
 import concurrent.futures
 import itertools
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -29,8 +27,10 @@ import numpy as np
 
 from fsmde_jax.data import transforms
 from fsmde_jax.data.augment import NO_AUGMENT, AugmentOptions, Draw, draw
+from fsmde_jax.data.prefetch import PrefetchDataset
 from fsmde_jax.data.records import Records, require_dense_depth
 from fsmde_jax.data.schema import RigSample
+from fsmde_jax.data.teacher_maps import TeacherCache
 from fsmde_jax.errors import ConfigError, TrainingError
 
 Batch = dict[str, Any]
@@ -111,13 +111,21 @@ class _GuardedDataset(grain.IterDataset):
 
 
 def _build(
-    records: Records, rows: list[tuple[int, Draw]], size: tuple[int, int], use_extra: bool, dense_depth: bool
+    records: Records,
+    rows: list[tuple[int, Draw]],
+    size: tuple[int, int],
+    use_extra: bool,
+    cache: TeacherCache | None,
+    **extras: bool,
 ) -> Batch:
     """A batch [len(rows), ...] of (record index, random choices)."""
-    batch = transforms.empty_batch(len(rows), len(records.cameras), size, dense_depth=dense_depth)
+    batch = transforms.empty_batch(len(rows), len(records.cameras), size, **extras)
+    batch |= cache.empty(len(rows)) if cache else {}
     for row, (index, choice) in enumerate(rows):
         arrays = {name: array[row] for name, array in batch.items() if name != "record_index"}
-        transforms.load_rig(records[index], arrays, choice=choice, use_extra=use_extra, where=records.where(index))
+        sample, where = records[index], records.where(index)
+        cached = cache.maps(index, sample.sample_id) if cache else None
+        transforms.load_rig(sample, arrays, choice=choice, use_extra=use_extra, cached=cached, where=where)
         batch["record_index"][row] = index
     return batch
 
@@ -135,6 +143,8 @@ def train_dataset(
     prefetch: int = 2,
     use_extra_sweeps: bool = True,
     dense_depth: bool = False,
+    clean_images: bool = False,
+    teacher_cache: TeacherCache | None = None,
 ) -> grain.IterDataset:
     """Endless training batches; `iter()` of it can be saved (`get_state`) and set back exactly (`set_state`).
 
@@ -152,6 +162,9 @@ def train_dataset(
       prefetch: batches kept ready besides the ones being built.
       use_extra_sweeps: labels also from neighbouring sweeps, where the records hold them.
       dense_depth: adds `dense_depth` to the batches.
+      clean_images: adds `clean_images` [B,N,H,W,3] uint8, the images before colour jitter: what a teacher sees.
+      teacher_cache: adds its `teacher_rel_inv_depth` [B,N,h,w] float32, cropped and mirrored with the images, and
+        `teacher_tokens` [B,N,gh,gw,C] float16 if it was opened with them.
 
     Returns:
       A grain dataset of NumPy batches: images [B,N,H,W,3] uint8 RGB, intrinsics [B,N,3,3], cam_to_ego and
@@ -161,8 +174,8 @@ def train_dataset(
 
     Raises:
       ConfigError: batch_size is not divisible by process_count, image_size or seed cannot be used, or the records lack
-        the dense depth that is asked for.
-      DataError: (while iterating) a record is damaged; names the file and the record.
+        the dense depth that is asked for; the cache does not fit the image size or the augmentation.
+      DataError: the cache is of other records; (while iterating) a record is damaged: names the file and the record.
     """
     check_batch_size(batch_size, process_count)
     if not 0 <= process_index < process_count:
@@ -175,6 +188,8 @@ def train_dataset(
         require_dense_depth(records, "data.dense_depth = True")
     size = (int(image_size[0]), int(image_size[1]))
     cameras = len(records.cameras)
+    if teacher_cache:
+        teacher_cache.check(records, size, augment.scale)
 
     def with_position(local: int, index: int) -> np.ndarray:
         return np.array([process_index + local * process_count, index], np.int64)
@@ -182,7 +197,8 @@ def train_dataset(
     def build(rows: np.ndarray) -> Batch:
         choices = [draw(augment, cameras, np.random.default_rng([seed, int(p)])) for p, _ in rows]
         chosen = [(int(i), c) for (_, i), c in zip(rows, choices, strict=True)]
-        return _build(records, chosen, size, use_extra_sweeps, dense_depth)
+        extras = {"dense_depth": dense_depth, "clean_images": clean_images}
+        return _build(records, chosen, size, use_extra_sweeps, teacher_cache, **extras)
 
     # Repeating before slicing deals the hosts one common sequence: epochs stay in step though n may not divide them.
     positions = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()[process_index::process_count]
@@ -190,39 +206,6 @@ def train_dataset(
     ahead = num_threads + prefetch if num_threads else 0
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))
     return _GuardedDataset(stream, layout(records, batch_size=batch_size, seed=seed, process_count=process_count))
-
-
-_OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_iterators() -> None:
-    """Stops prefetching threads before the interpreter takes modules away; they would print a traceback otherwise."""
-    for iterator in list(_OPEN):
-        iterator.close()
-
-
-class _PrefetchIterator(grain.experimental.ThreadPrefetchDatasetIterator):
-    """grain's, but closing it twice is harmless (it closes itself again when it is collected)."""
-
-    def __init__(self, parent: grain.DatasetIterator, prefetch: int):
-        super().__init__(parent, prefetch)
-        self._finished = False
-        _OPEN.add(self)
-
-    def close(self) -> None:
-        if not self._finished:
-            self._finished = True
-            super().close()
-
-
-class _PrefetchDataset(grain.IterDataset):
-    def __init__(self, parent: grain.IterDataset, prefetch: int):
-        super().__init__(parent)
-        self._prefetch = prefetch
-
-    def __iter__(self) -> _PrefetchIterator:
-        return _PrefetchIterator(iter(self._parent), self._prefetch)
 
 
 def to_device(dataset: grain.IterDataset, sharding: Any, *, prefetch: int = 2) -> grain.IterDataset:
@@ -238,7 +221,7 @@ def to_device(dataset: grain.IterDataset, sharding: Any, *, prefetch: int = 2) -
       process's own rows: take it out of the batch before a jitted step.
     """
     placed = dataset.map(lambda batch: put_batch(batch, sharding))
-    return _PrefetchDataset(placed, prefetch)
+    return PrefetchDataset(placed, prefetch)
 
 
 def put_batch(batch: Batch, sharding: Any) -> Batch:
@@ -264,6 +247,7 @@ def eval_batches(
     batch_size: int,
     limit: int = 0,
     *,
+    start: int = 0,
     num_threads: int = 2,
     process_index: int = 0,
     process_count: int = 1,
@@ -278,6 +262,7 @@ def eval_batches(
       image_size: network input, (height, width) in pixels.
       batch_size: rigs per step over all processes.
       limit: evaluate only this many, spread evenly over the records; 0 = all.
+      start: how many of these to leave out at the beginning.
       num_threads: batches decoded at the same time.
       process_index: this host of process_count; each gets its rows of every batch, and equally many batches.
 
@@ -291,7 +276,7 @@ def eval_batches(
     """
     check_batch_size(batch_size, process_count)
     size = (int(image_size[0]), int(image_size[1]))
-    chosen = eval_indices(len(records), limit)
+    chosen = eval_indices(len(records), limit)[start:]
     local = batch_size // process_count
 
     def load(start: int) -> tuple[Batch, list[RigSample], list[int]]:

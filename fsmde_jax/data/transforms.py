@@ -8,7 +8,7 @@ that very box, so labels stay exact whatever the rounding of the box. Pixel cent
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -114,6 +114,28 @@ def resize_box(image: np.ndarray, box: Box, out: np.ndarray) -> None:
         np.copyto(out, result)
 
 
+def sample_box(values: np.ndarray, size: tuple[int, int], box: Box, out: np.ndarray) -> None:
+    """Bilinear samples of a map over a whole image, where the pixels of an image of its box lie.
+
+    Args:
+      values: [h, w] float32 that covers an image of `size` (height, width); its border is continued outwards.
+      size: of the image that `box` is a box of.
+      out: [H, W] float32, covers `box`; written in place. The whole image at the map's own size is a copy.
+    """
+    if box == (0, 0, *size) and values.shape == out.shape:
+        np.copyto(out, values)
+        return
+    result = values
+    for axis in (0, 1):
+        place = (box[axis] + (np.arange(out.shape[axis]) + 0.5) * (box[2 + axis] / out.shape[axis])) / size[axis]
+        place = np.clip(place * values.shape[axis] - 0.5, 0, values.shape[axis] - 1)
+        low = np.floor(place).astype(np.intp)
+        weight = (place - low).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
+        above = np.minimum(low + 1, values.shape[axis] - 1)
+        result = result.take(low, axis) * (1 - weight) + result.take(above, axis) * weight
+    np.copyto(out, result)
+
+
 def box_intrinsics(intrinsics: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Intrinsics [..., 3, 3] after cropping to `boxes` [..., 4] (as `Box`) and resizing to `size`, float64."""
     boxes = np.asarray(boxes, np.float64)
@@ -142,11 +164,15 @@ def rasterize(points: Sequence[np.ndarray], scale: np.ndarray, shift: np.ndarray
 
 
 def empty_batch(
-    batch: int, cameras: int, image_size: tuple[int, int], *, dense_depth: bool = False
+    batch: int, cameras: int, image_size: tuple[int, int], *, dense_depth: bool = False, clean_images: bool = False
 ) -> dict[str, np.ndarray]:
     """Arrays of a batch (the names and dtypes that the models take); labels are zero, the rest is not initialised."""
     height, width = image_size
-    exact = {"dense_depth": np.zeros((batch, cameras, height, width), np.float32)} if dense_depth else {}
+    exact: dict[str, np.ndarray] = {}
+    if dense_depth:
+        exact["dense_depth"] = np.zeros((batch, cameras, height, width), np.float32)
+    if clean_images:
+        exact["clean_images"] = np.empty((batch, cameras, height, width, 3), np.uint8)
     return {
         "images": np.empty((batch, cameras, height, width, 3), np.uint8),
         "intrinsics": np.empty((batch, cameras, 3, 3), np.float32),
@@ -166,6 +192,7 @@ def load_rig(
     *,
     choice: Draw | None = None,
     use_extra: bool = False,
+    cached: Mapping[str, np.ndarray] | None = None,
     where: str = "record",
 ) -> None:
     """Decodes one sample into the arrays of one batch row, augmented as `choice` says.
@@ -174,9 +201,12 @@ def load_rig(
       sample: images still encoded; a camera with empty image bytes is absent (`view_mask` False, black, no labels).
       out: `images` [N, H, W, 3] uint8, `intrinsics`, `cam_to_ego`, `ego_to_global`, `depth` [N, H, W] float32 (zeros
         on entry), `ego_mask` [N, H, W] bool, `view_mask` [N] bool; where `dense_depth` [N, H, W] float32 (zeros on
-        entry) is among them, it is filled, too: the stored pixel that holds the centre of each pixel.
+        entry) is among them, it is filled, too: the stored pixel that holds the centre of each pixel; so is
+        `clean_images` [N, H, W, 3] uint8: `images` before colour jitter.
       choice: None = the whole image, no augmentation.
       use_extra: labels also from `sample.extra_points`.
+      cached: a teacher's `teacher_rel_inv_depth` [N, h, w] float32 of the whole images, cropped and mirrored with them
+        into `out`; `teacher_tokens` [N, gh, gw, C], mirrored only, where `out` holds them.
       where: file and record, named in errors.
 
     Raises:
@@ -203,6 +233,8 @@ def load_rig(
         if data and sample.dense_depth[i] and "dense_depth" in out:
             rows, cols = dense.box_pixels(stored, decoded, box, (height, width))
             out["dense_depth"][i] = dense.decode(sample.dense_depth[i], stored, here, rows, cols)
+        if cached is not None:
+            sample_box(cached["teacher_rel_inv_depth"][i], decoded, box, out["teacher_rel_inv_depth"][i])
     shrink = decoded_sizes / sample.image_size
     at_decoded = geometry.resize_intrinsics(sample.intrinsics.astype(np.float64), shrink[:, 0], shrink[:, 1])
     out["intrinsics"][:] = box_intrinsics(at_decoded, boxes, (height, width))
@@ -215,8 +247,12 @@ def load_rig(
     if use_extra:
         points = [np.concatenate(pair) for pair in zip(sample.points, sample.extra_points, strict=True)]
     rasterize(points, scale, shift, out["depth"])
+    if cached is not None and "teacher_tokens" in out:
+        out["teacher_tokens"][:] = cached["teacher_tokens"]
     if choice.flip:
         flip_rig(out)
+    if "clean_images" in out:
+        out["clean_images"][:] = out["images"]
     if choice.colour is not None:
         jitter(out["images"], choice.colour, present)
 

@@ -1,11 +1,11 @@
-"""The training loss as one function of model outputs and batch: the sum of its terms, and the terms by name."""
+"""The training losses as functions of model outputs and batch: the sum of the terms, and the terms by name."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from fsmde_jax.losses import supervised
+from fsmde_jax.losses import relative, supervised
 
 Array = Any  # jax.Array
 
@@ -56,3 +56,25 @@ def supervised_loss(
     terms["loss"] = loss
     terms["valid_pixels"] = mask.sum(dtype=jnp.float32)
     return loss, terms
+
+
+def relative_depth_loss(
+    outputs: Mapping[str, Array], batch: Mapping[str, Array], *, gradient_weight: float
+) -> tuple[Array, dict[str, Array]]:
+    """Scale-and-shift-invariant loss of a relative network (`relative.relative_loss`).
+
+    Args:
+      outputs: `rel_inv_depth` [B, N, H, W], larger = nearer.
+      batch: `dense_depth` [B, N, H, W] metres, where 0 is sky and counts as infinitely far; without it the sparse
+        `depth`, where 0 says nothing; `ego_mask` [B, N, H, W] and `view_mask` [B, N] bool.
+      gradient_weight: see `relative.relative_loss`.
+
+    Returns:
+      (loss, terms).
+    """
+    dense = "dense_depth" in batch
+    visible = batch["ego_mask"].astype(bool) & batch["view_mask"].astype(bool)[:, :, None, None]
+    target, valid = relative.inverse_depth_target(
+        batch["dense_depth" if dense else "depth"], visible, zero_is_far=dense
+    )
+    return relative.relative_loss(outputs["rel_inv_depth"], target, valid, gradient_weight=gradient_weight)

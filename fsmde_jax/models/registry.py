@@ -10,7 +10,10 @@ import jax.numpy as jnp
 
 from fsmde_jax.errors import ConfigError
 from fsmde_jax.models import depth_bins
+from fsmde_jax.models.depth_anything import VARIANTS
+from fsmde_jax.models.rig_teacher import RigTeacher
 from fsmde_jax.models.student import Student, make_encoder
+from fsmde_jax.models.vit import PATCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,7 @@ ENCODERS: dict[str, EncoderInfo] = {
     "efficientnet_lite2": EncoderInfo((16, 24, 48, 120, 352), 4_357_952),
 }
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def check_name(key: str, value: str, known: Iterable[str]) -> None:
@@ -64,8 +67,8 @@ def build_student(**fields: Any) -> Student:
         check_name("model", key, sorted(known))
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     if isinstance(fields.get("dtype"), str):
-        check_name("model.dtype", fields["dtype"], _DTYPES)
-        fields["dtype"] = _DTYPES[fields["dtype"]]
+        check_name("model.dtype", fields["dtype"], DTYPES)
+        fields["dtype"] = DTYPES[fields["dtype"]]
     student = Student(**fields)
     check_name("model.encoder", student.encoder, ENCODERS)
     check_name("model.bins", student.bins, depth_bins.BINS)
@@ -81,3 +84,16 @@ def build_student(**fields: Any) -> Student:
     except ValueError as error:
         raise ConfigError(f"model.min_depth, max_depth, focal_canonical, focal_range: {error}") from error
     return student
+
+
+def build_teacher(*, variant: str, longer_side: int, dtype: str, remat: bool) -> RigTeacher:
+    """A relative Depth Anything model to be trained, from plain fields, checked.
+
+    Raises:
+      ConfigError: unknown name, or an input below one patch.
+    """
+    check_name("teacher.variant", variant, VARIANTS)
+    check_name("teacher.dtype", dtype, DTYPES)
+    if longer_side < PATCH:
+        raise ConfigError(f"teacher.longer_side = {longer_side}: expected at least {PATCH} pixels")
+    return RigTeacher(variant, longer_side, DTYPES[dtype], remat)
