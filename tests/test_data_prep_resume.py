@@ -161,9 +161,9 @@ def test_sigterm_ends_like_ctrl_c(root, tmp_path, workers):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_dataset(tmp_path):
+def test_memory_does_not_grow_with_the_dataset(root, tmp_path):
     """Peak memory of parent and workers: five times as many samples may not take 30 MB more."""
-    peaks = benchmark.measure_memory(tmp_path, (200, 1000))
+    peaks = benchmark.measure_memory(open_source(root), tmp_path, (200, 1000))
     for name in ("parent", "worker"):
         few, many = (peaks[f"{name} at most, {n} samples, MB"] for n in (200, 1000))
         assert few > 30 and many - few < 30, peaks

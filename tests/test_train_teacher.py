@@ -214,7 +214,8 @@ def convert_quietly(argv):
     try:
         convert.main(argv)
     except SystemExit as error:
-        raise ConfigError(str(error)) from error.__context__
+        assert isinstance(error.__context__, ConfigError)
+        raise error.__context__ from None
 
 
 def test_a_metric_student_can_be_measured_as_a_relative_one():
