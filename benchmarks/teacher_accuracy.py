@@ -22,10 +22,9 @@ from fsmde_jax.data.records import open_records, require_dense_depth
 from fsmde_jax.errors import exit_with_message
 from fsmde_jax.eval_options import EvalOptions
 from fsmde_jax.models.student import normalise_images
-from fsmde_jax.models.teacher_images import teacher_size
+from fsmde_jax.models.teacher_images import LONGER_SIDE, teacher_size
 from fsmde_jax.results import Results
 from fsmde_jax.teacher import Teacher, open_teacher
-from fsmde_jax.teacher_cache import LONGER_SIDE
 from fsmde_jax.teacher_signal import run_teacher
 
 

@@ -22,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.batch_size = 2  # rigs per step over all devices
     c.data.num_threads = 2  # reading and decoding threads of each process
     c.data.prefetch = 2  # batches prepared ahead on the device
+    c.data.train_samples = 0  # train on this many of train_records, spread evenly; 0 = all
+    c.data.label_fraction = 1.0  # share of the LiDAR points that become labels, the same in every epoch; above 0
     c.data.use_extra_sweeps = True  # train on accumulated points where the records hold them
     c.data.dense_depth = False  # add the dense depth of rendered records to the training batches
 
@@ -34,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.augment.hue = 0.05  # fraction of the colour circle
     c.augment.jitter_probability = 0.5  # of a sample
     c.augment.jitter_per_camera = False  # False: the six cameras share one jitter
+    c.augment.camera_dropout = 0.0  # probability that a camera is missing from a sample; one always stays
 
     c.model = ml_collections.ConfigDict()
     c.model.encoder = "resnet18"  # resnet18|34|50, efficientnet_lite0|1|2
@@ -50,13 +53,34 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dtype = "float32"  # compute dtype: float32|bfloat16; parameters, head and losses stay float32
 
     c.teacher = ml_collections.ConfigDict()
-    # What a teacher's training starts from: "tiny" (ships with the package), a folder of fsmde_jax.convert, or a .pth
-    # or .safetensors file of a relative model of version 2; "" = random parameters.
+    # Who teaches a student where a weight of `distill` is not 0; with task = "teacher", what its own training starts
+    # from ("" = random parameters). "tiny" (ships with the package), a folder of fsmde_jax.convert, a .pth or
+    # .safetensors file of a relative model of version 2.
     c.teacher.weights = ""
-    c.teacher.variant = "tiny"  # tiny|small|base|large|giant, that of the weights
-    c.teacher.longer_side = 630  # of its input, pixels, rounded to a multiple of 14 (tiny was trained at 168)
+    c.teacher.variant = "tiny"  # tiny|small|base|large|giant, of the teacher that is trained (task = "teacher")
+    # Of its input, pixels, rounded to a multiple of 14; 0 = what its card says, or 630 (students only).
+    c.teacher.longer_side = 0
     c.teacher.dtype = "bfloat16"  # compute dtype: float32|bfloat16
     c.teacher.remat = False  # compute blocks again for the gradient: less memory on accelerators, slower
+    c.teacher.cache = ""  # folder of fsmde_jax.teacher_cache for train_records, instead of running it in the step
+
+    c.distill = ml_collections.ConfigDict()  # what the teacher teaches; docs/method.md. A weight of 0 leaves a term out
+    c.distill.w_ckd = 0.0  # of cross-interaction distillation, w_prob L_prob + w_cross L_cross
+    c.distill.w_prob = 1.0  # bin probabilities, every pixel
+    c.distill.w_cross = 1.0  # teacher's probabilities x student's centers against the labels; 0 = bins KD
+    c.distill.bins = "soft_assign"  # soft_assign | learned | two_hot (metric teachers): the teacher's distribution
+    c.distill.tau = 1.0  # temperature of L_prob
+    c.distill.tau_bin = 0.0  # of soft_assign, in units of its range; 0 = 1 / num_bins
+    c.distill.w_vr = 0.0  # of view-relational distillation
+    c.distill.relation = "tokens"  # tokens | gram | bins
+    c.distill.tau_r = 0.1  # temperature of relations
+    c.distill.tokens = (6, 10)  # token grid of a view, rows x columns
+    c.distill.tap = 3  # which of the teacher's four taps gives the tokens; 3 = the last
+    c.distill.center = "rig"  # rig | view | none: over what the mean is removed from the tokens
+    c.distill.intra = False  # relations within a view, too
+    # response|fitnets|at|sp|rkd|cwd|dist|cirkd: another method; it is added, so set w_ckd and w_vr to 0 to compare
+    c.distill.baseline = ""
+    c.distill.w_baseline = 1.0
 
     c.loss = ml_collections.ConfigDict()
     c.loss.silog_lambda = 0.85
@@ -92,4 +116,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.eval.trivial = False  # --mode evaluate: compare with predictors without a network, fitted on train_records
     c.eval.checkpoint = "best"  # which checkpoint --mode evaluate restores: best | latest
     c.eval.num_pictures = 4  # panoramas written per evaluation
+    c.eval.confidence = False  # how well the bin distribution knows its error (surround, student); docs/protocol.md
+    c.eval.drop_cameras = ()  # names of cameras hidden from the network; the others are measured
     return c

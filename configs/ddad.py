@@ -1,6 +1,8 @@
-"""DDAD, supervised: ResNet-18 student on single-sweep LiDAR, 384x640, 0.1-200 m.
+"""DDAD: ResNet-18 student on single-sweep LiDAR and Depth Anything V2 Small, 384x640, 0.1-200 m.
 
 python -m fsmde_jax.main --config configs/ddad.py
+
+The paper's setting; the teacher, and training without one: as configs/nuscenes.py.
 """
 
 import ml_collections
@@ -21,6 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.prepare_eval = prepare.format("val")
     c.data.image_size = (384, 640)
     c.data.batch_size = 8
+    c.teacher.weights = "teachers/small"
+    c.distill.w_ckd = 1.0
+    c.distill.w_vr = 0.1
     c.model.max_depth = 200.0
     c.eval.max_depth = 200.0
     # fx about 1,060 px (sides) to 2,182 px (front) of 1,936: 350 to 721 at width 640, to 830 with zoom 1.15.

@@ -1,6 +1,14 @@
-"""nuScenes, supervised: ResNet-18 student on single-sweep LiDAR, 352x640, 0.1-80 m.
+"""nuScenes: ResNet-18 student on single-sweep LiDAR and Depth Anything V2 Small, 352x640, 0.1-80 m.
 
 python -m fsmde_jax.main --config configs/nuscenes.py
+
+The paper's setting: cross-interaction and view-relational distillation from a teacher whose weights you fetch and
+convert once (README, "The foundation teacher"):
+
+python -m fsmde_jax.convert --weights depth_anything_v2_vits.pth --out teachers/small
+
+Without them: --config.teacher.weights=tiny takes the small teacher of this package, and
+--config.distill.w_ckd=0 --config.distill.w_vr=0 trains on the labels alone.
 """
 
 import ml_collections
@@ -20,6 +28,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.prepare_train = prepare.format("train")
     c.data.prepare_eval = prepare.format("val")
     c.data.batch_size = 8
+    c.teacher.weights = "teachers/small"
+    c.distill.w_ckd = 1.0
+    c.distill.w_vr = 0.1
     # fx 809 px (CAM_BACK) to about 1,270 px (the others) of 1,600: 324 to 508 at width 640, to 585 with zoom 1.15.
     c.model.focal_range = (310.0, 600.0)
     return c

@@ -1,15 +1,14 @@
 """From a config to the objects of a job. The only place where config keys meet constructors."""
 
-import functools
 import sys
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from flax import linen as nn
 
 from fsmde_jax import weights
+from fsmde_jax.build_teacher import Distilled, check_distillation, labels
 from fsmde_jax.data.pipeline import AugmentOptions
 from fsmde_jax.data.records import Records, open_records
 from fsmde_jax.errors import ConfigError, DataError
@@ -18,7 +17,9 @@ from fsmde_jax.models import depth_bins, registry
 from fsmde_jax.state import LossFn, ReadFn
 
 TASKS = ("student", "teacher")
-_LENGTHS = {"data.image_size": 2, "augment.scale": 2, "model.focal_range": 2, "model.decoder_channels": 5}
+_LENGTHS = {
+    "data.image_size": 2, "augment.scale": 2, "model.focal_range": 2, "model.decoder_channels": 5, "distill.tokens": 2,
+}  # fmt: skip
 _POSITIVE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.batch_size")
 
 
@@ -38,8 +39,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     registry.check_name("task", flat["task"], TASKS)
     if flat["task"] == "teacher" and flat["train.encoder_weights"]:
         raise ConfigError("train.encoder_weights: a student's; a teacher starts from teacher.weights")
-    if flat["task"] == "student" and flat["teacher.weights"]:
-        raise ConfigError("teacher.weights: students are not distilled yet; it is for task = 'teacher'")
+    if flat["task"] == "student":
+        check_distillation(flat)
     if flat["loss.gradient_weight"] < 0:
         raise ConfigError(f"loss.gradient_weight = {flat['loss.gradient_weight']}: expected 0 or more")
     if flat["eval.checkpoint"] not in ("best", "latest"):
@@ -66,22 +67,28 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     )  # fmt: skip
 
 
-def loss_fn(config: ml_collections.ConfigDict) -> LossFn:
-    """The training loss."""
+def loss_fn(config: ml_collections.ConfigDict, distilled: Distilled | None = None) -> LossFn:
+    """The training loss; with `distilled` that of a student with a teacher."""
+    if distilled is not None:
+        return distilled.loss
     if config.task == "teacher":
-        return functools.partial(total.relative_depth_loss, gradient_weight=config.loss.gradient_weight)
-    return functools.partial(
-        total.supervised_loss, min_depth=config.model.min_depth, max_depth=config.model.max_depth,
-        silog_lambda=config.loss.silog_lambda, chamfer_weight=config.loss.chamfer_weight,
-    )  # fmt: skip
+        weight = config.loss.gradient_weight
+        return lambda outputs, batch, *_: total.relative_depth_loss(outputs, batch, gradient_weight=weight)
+    options = labels(config)
+    return lambda outputs, batch, *_: total.supervised_loss(outputs, batch, **options)
 
 
 def read_fn(config: ml_collections.ConfigDict) -> ReadFn:
-    """What `eval.protocol` measures of the outputs: depth in metres, or relative inverse depth for `affine`."""
+    """What `eval.protocol` measures of the outputs: depth in metres, or relative inverse depth for `affine`.
 
-    def read(outputs: Any) -> jax.Array:
+    With `eval.confidence`, depth and bins by name, as `confidence.measure` takes them.
+    """
+
+    def read(outputs: Any) -> Any:
         if config.task == "teacher":
             return outputs["rel_inv_depth"]
+        if config.eval.confidence:
+            return {name: outputs[name] for name in ("pred_depth", "bin_logits", "bin_centers")}
         return 1.0 / outputs["pred_depth"] if config.eval.protocol == "affine" else outputs["pred_depth"]
 
     return read

@@ -19,14 +19,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.models.projector import PROJECTOR_SCOPE
+from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE
 from fsmde_jax.state import TrainState
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 
 # A change of these keys makes another network or other numbers of the same shape; everything else may change on resume.
-_FIXED_KEYS = ("task", "model", "data.image_size", "data.cameras", "seed")
+_FIXED_KEYS = ("task", "model", "data.image_size", "data.cameras", "seed", "distill")
 _FIXED_OF_TEACHERS = ("teacher.variant", "teacher.longer_side")  # where a teacher is what is trained
+TRAINING_ONLY = (PROJECTOR_SCOPE, TEACHER_BINS_SCOPE)  # scopes that are trained beside a student, and left behind
 
 
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
@@ -56,7 +59,9 @@ def _select(config: dict[str, Any], key: str) -> Any:
 def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> None:
     """Raises `ConfigError` showing every difference that forbids using checkpoint `where` with `config`."""
     keys = _FIXED_KEYS + (_FIXED_OF_TEACHERS if config.get("task") == "teacher" else ())
-    saved, config = ({"task": "student", **c} for c in (saved, config))  # runs of older versions do not say it
+    # Runs of older versions do not say these: they trained students, without a teacher.
+    alone = {**config.get("distill", {}), "w_ckd": 0.0, "w_vr": 0.0, "baseline": ""}
+    saved, config = ({"task": "student", "distill": alone, **c} for c in (saved, config))
     found = [d for key in keys for d in differences(_select(saved, key), _select(config, key), key)]
     if found:
         lines = "\n  ".join(found)
@@ -149,6 +154,7 @@ class Checkpoints:
         """
         step = self._latest.latest_step()
         training = {"step": state.step, "opt_state": state.opt_state}
+        self._check_shapes(step, state)
         shapes = [jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for tree in (_model(state), training)]
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(shapes[0]),
@@ -160,6 +166,21 @@ class Checkpoints:
         restored = TrainState(params=got["model"]["params"], batch_stats=got["model"]["batch_stats"], **got["training"])
         return restored, got["data"]
 
+    def _check_shapes(self, step: int | None, state: TrainState) -> None:
+        """Raises `ConfigError` where the newest checkpoint holds other trained parameters than `state`."""
+        folder = self.workdir / CHECKPOINTS / str(step)
+        with _reading(folder), _without_warnings(), ocp.StandardCheckpointer() as checkpointer:
+            saved = checkpointer.metadata((folder / "model").resolve()).item_metadata
+            if saved is None:
+                raise ValueError("its list of arrays cannot be read")
+            found = _flat_shapes(dict(saved.tree))
+        if lines := differences(found, _flat_shapes(_model(state))):
+            shown = "\n  ".join(lines[:10] + [f"and {len(lines) - 10} more"] * (len(lines) > 10))
+            raise ConfigError(
+                f"{folder} holds other trained parameters than this config:\n  {shown}\nUndo the change (of the"
+                " teacher, say), or choose a new --workdir (with --init_from to start from these parameters)."
+            )
+
     def latest_meta(self) -> dict[str, Any]:
         """The JSON that was saved with the newest checkpoint."""
         step = self._latest.latest_step()
@@ -168,7 +189,9 @@ class Checkpoints:
 
     def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Replaces the best checkpoint; the old one is deleted after the new one is whole. Steps must grow."""
-        items = ocp.args.Composite(model=ocp.args.StandardSave(_model(state)), meta=ocp.args.JsonSave(meta))
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(without_companions(_model(state))), meta=ocp.args.JsonSave(meta)
+        )
         with _writing(self.workdir / BEST):
             self._best.wait_until_finished()
             if not self._best.save(int(state.step), args=items):
@@ -202,6 +225,15 @@ class Checkpoints:
 
 def _model(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _flat_shapes(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def without_companions(model: dict[str, Any]) -> dict[str, Any]:
+    """{"params", "batch_stats"} without what was trained beside the student: what is evaluated, kept and exported."""
+    return {**model, "params": {key: value for key, value in model["params"].items() if key not in TRAINING_ONLY}}
 
 
 def _steps(folder: Path) -> list[int]:
@@ -239,7 +271,7 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
     with _reading(folder / str(step)):
         model = _arrays(place / "model")
         meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
-    return model, meta, step
+    return without_companions(model), meta, step
 
 
 def _arrays(place: Path) -> Any:

@@ -15,7 +15,11 @@ GROUND_TRUTHS = ("lidar", "dense")
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """How to evaluate. `limit` = 0 takes all samples, otherwise that many, spread evenly; depths in metres."""
+    """How to evaluate; depths in metres.
+
+    `limit` = 0 takes all samples, otherwise that many, spread evenly. `confidence`: see `fsmde_jax.confidence`.
+    `drop_cameras`: names of cameras that the network does not see and that are not measured.
+    """
 
     image_size: tuple[int, int]
     protocol: str = "surround"
@@ -27,6 +31,8 @@ class EvalOptions:
     limit: int = 0
     num_pictures: int = 0
     num_threads: int = 2
+    confidence: bool = False
+    drop_cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -36,6 +42,10 @@ class EvalOptions:
             raise ConfigError(f"eval.ground_truth = {self.ground_truth!r}: expected one of {', '.join(GROUND_TRUTHS)}")
         if self.ground_truth == "dense" and self.protocol == "vfdepth":
             raise ConfigError("eval.ground_truth = 'dense' needs eval.protocol surround or affine, not vfdepth")
+        if self.confidence and self.protocol != "surround":
+            raise ConfigError(f"eval.confidence = True needs eval.protocol surround, not {self.protocol}")
+        if self.confidence and self.flip_tta:
+            raise ConfigError("eval.confidence = True needs eval.flip_tta = False: two predictions are no distribution")
         if not 0 < self.min_depth < self.max_depth:
             limits = f"eval.min_depth = {self.min_depth}, eval.max_depth = {self.max_depth}"
             raise ConfigError(f"{limits}: expected 0 < min < max")
@@ -48,7 +58,7 @@ def options_from(config: ml_collections.ConfigDict, *, limit: int = 0, num_pictu
         image_size=(int(config.data.image_size[0]), int(config.data.image_size[1])), protocol=e.protocol,
         ground_truth=e.ground_truth, min_depth=e.min_depth, max_depth=e.max_depth,
         batch_size=e.batch_size, flip_tta=e.flip_tta, limit=limit, num_pictures=num_pictures,
-        num_threads=max(1, config.data.num_threads),
+        num_threads=max(1, config.data.num_threads), confidence=e.confidence, drop_cameras=tuple(e.drop_cameras),
     )  # fmt: skip
 
 
@@ -58,6 +68,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: an unknown protocol, an impossible range, or a protocol that does not fit the task.
     """
+    if config.task == "teacher" and config.eval.confidence:
+        raise ConfigError("eval.confidence = True: a student's; a teacher has no bin distribution in metres")
     if config.task == "teacher" and options_from(config).protocol != "affine":
         raise ConfigError(f"eval.protocol = {config.eval.protocol!r}: a teacher knows no metres, use affine")
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,83 +13,36 @@ import numpy as np
 from tqdm import tqdm
 
 from fsmde_jax import affine, build, checkpoint, geometry, identity, sharding, trivial
-from fsmde_jax.data import dense, pipeline, transforms
-from fsmde_jax.data.records import Records, require_dense_depth
+from fsmde_jax.confidence import Confidence, measure
+from fsmde_jax.data import pipeline, transforms
+from fsmde_jax.data.records import Records, require_dense_depth, select_cameras
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
+from fsmde_jax.eval_data import check_records, dense_maps, flip_batch, hide_cameras, label_maps, split_cameras
 from fsmde_jax.eval_options import EvalOptions, check, options_from
 from fsmde_jax.protocols import PointRule, SurroundProtocol, VfdepthProtocol
 from fsmde_jax.results import Results
 from fsmde_jax.state import make_predict
 from fsmde_jax.viz.panorama import panorama
 
-OFFICIAL_COUNTS = {
-    ("nuscenes", "val"): 6019,
-    ("nuscenes", "train"): 28130,
-    ("ddad", "val"): 3950,
-    ("ddad", "train"): 12650,
-}
 VFDEPTH_BATCH = 4  # rigs whose pixels P2 pools
-# Device batch -> [B, N, H, W]: pred_depth in metres; relative inverse depth where the protocol is affine.
+# Device batch -> [B, N, H, W]: pred_depth in metres; relative inverse depth where the protocol is affine. With
+# `EvalOptions.confidence` the student's pred_depth, bin_logits and bin_centers by name.
 PredictFn = Callable[[dict[str, Any]], Any]
 
 
-def flip_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """The mirrored rigs of a batch: pixels, labels, masks and calibration; cameras keep their index."""
-    width = batch["images"].shape[3]
-    exact = {"dense_depth": batch["dense_depth"][..., ::-1]} if "dense_depth" in batch else {}
-    return {
-        **batch,
-        **exact,
-        "images": batch["images"][:, :, :, ::-1],
-        "depth": batch["depth"][..., ::-1],
-        "ego_mask": batch["ego_mask"][..., ::-1],
-        "intrinsics": geometry.flip_intrinsics(batch["intrinsics"], width),
-        "cam_to_ego": geometry.flip_cam_to_ego(batch["cam_to_ego"]),
-        "ego_to_global": geometry.flip_ego_to_global(batch["ego_to_global"]),
-    }
-
-
-def _predict(predict_fn: PredictFn, batch: dict[str, Any], flip_tta: bool) -> Any:
+def _predict(
+    predict_fn: PredictFn, batch: dict[str, Any], samples: Sequence[RigSample], options: EvalOptions
+) -> dict[str, Any]:
+    """Maps [B, N, H, W] by name: `pred_depth` and, for confidence, what `confidence.measure` adds, and `label`."""
     inputs = {name: value for name, value in batch.items() if name != "record_index"}  # int64: no device array
     depth = predict_fn(inputs)
-    if flip_tta:
+    if options.confidence:
+        label = label_maps(batch, samples, options.ground_truth)
+        return {**measure(depth, label), "label": label}
+    if options.flip_tta:
         depth = 0.5 * (depth + predict_fn(flip_batch(inputs))[..., ::-1])
-    return depth
-
-
-def check_records(records: Records, options: EvalOptions) -> tuple[str, int]:
-    """Title of the table and number of samples to come.
-
-    Raises:
-      ConfigError: the folders differ in dataset or point rule, so that one table would mix unlike things; or they lack
-        the dense depth that is asked for.
-      DataError: a count that contradicts the manifest, or a "complete" official split of the wrong size.
-    """
-    manifest = records.manifest
-    kinds = sorted({(m.dataset, m.point_rule) for m in records.manifests})
-    if len(kinds) > 1:
-        raise ConfigError(f"data.eval_records mixes {kinds}: evaluate one dataset at a time")
-    if len(records) != manifest.num_samples:
-        raise DataError(f"{records.folders[0]}: {len(records)} records, but the manifest says {manifest.num_samples}")
-    count = min(options.limit, len(records)) if options.limit else len(records)
-    name = f"{manifest.dataset} {manifest.source_version} {manifest.split}"
-    if options.ground_truth == "dense":
-        require_dense_depth(records, "eval.ground_truth = 'dense'")
-        name += ", DENSE ground truth"
-    standard = (manifest.min_depth, manifest.max_depth)
-    if not np.allclose(standard, (options.min_depth, options.max_depth)):
-        name += f", NOT the dataset's range ({standard[0]:g}-{standard[1]:g} m)"
-    complete = manifest.complete_split and count == len(records) and set(manifest.cameras) == set(records.cameras)
-    if not complete:
-        return f"{name}, subset, n = {count}", count
-    official = OFFICIAL_COUNTS.get((manifest.dataset, manifest.split))
-    if official is not None and count != official:
-        raise DataError(
-            f"{records.folders[0]}: the manifest says that {manifest.dataset} {manifest.split} is complete, but it"
-            f" holds {count} samples and the official split has {official}; convert this split again"
-        )
-    return f"{name}, complete split, n = {count}", count
+    return {"pred_depth": depth}
 
 
 def _protocol(
@@ -130,24 +84,33 @@ def evaluate(
     rule = records.manifest.point_rule
     protocol = _protocol(options, rule)
     others = {name: (fn, _protocol(options, rule, extras=False)) for name, fn in (baselines or {}).items()}
+    known = Confidence(
+        min_depth=options.min_depth, max_depth=options.max_depth, point_rule=rule, truth=options.ground_truth
+    )
+    names, kept, hidden = split_cameras(records.cameras, options.drop_cameras)
     wanted = {int(i) for i in np.linspace(0, count - 1, min(options.num_pictures, count)).round()}
     pictures: list[tuple[str, np.ndarray]] = []
 
     def consume(prediction: Any, batch: dict[str, Any], samples: list[RigSample], indices: list[int]) -> None:
-        depth = np.asarray(jax.device_get(prediction), np.float32)
-        measured = [(depth, protocol), *((fn(batch), other) for fn, other in others.values())]
-        for row, (sample, index) in enumerate(zip(samples, indices, strict=True)):
+        maps = {name: np.asarray(each, np.float32) for name, each in jax.device_get(prediction).items()}
+        measured = [(maps["pred_depth"], protocol), *((fn(batch), other) for fn, other in others.values())]
+        for row, (whole, index) in enumerate(zip(samples, indices, strict=True)):
+            sample = select_cameras(whole, names, records.where(index))
+            own = {name: each[row, kept] for name, each in maps.items()}
             try:
                 for pred, by in measured:
                     if isinstance(by, VfdepthProtocol):
-                        by.add(pred[row], sample, batch["ego_mask"][row])
+                        by.add(pred[row, kept], sample, batch["ego_mask"][row, kept])
                     else:
-                        by.add(pred[row], sample)
+                        by.add(pred[row, kept], sample)
+                if options.confidence:
+                    known.add(own, own["label"], sample)
             except ValueError as error:
                 where = f"{records.where(index)}, sample {sample.sample_id!r}"
                 raise TrainingError(f"{where}: cannot be evaluated: {error}") from error
             if protocol.samples - 1 in wanted:
-                pictures.append((sample.sample_id, _picture(depth[row], batch, row, sample, options)))
+                images, points = batch["images"][row, kept], batch["depth"][row, kept]
+                pictures.append((sample.sample_id, _picture(own["pred_depth"], images, points, sample, options)))
             bar.update()
 
     batches = pipeline.eval_batches(
@@ -156,7 +119,8 @@ def evaluate(
     with tqdm(total=count, desc="evaluate", unit="rig", disable=None, dynamic_ncols=True) as bar:
         pending: tuple[Any, ...] | None = None
         for batch, samples, indices in batches:
-            prediction = _predict(predict_fn, batch, options.flip_tta)  # the device works on it while the host measures
+            hide_cameras(batch, hidden)
+            prediction = _predict(predict_fn, batch, samples, options)  # the device works while the host measures
             if pending is not None:
                 consume(*pending)
             pending = (prediction, batch, samples, indices)
@@ -177,7 +141,7 @@ def evaluate(
         pixels=protocol.pixels, skipped=protocol.skipped, options=_described(options),
         identity={**(run_identity or {}), "eval_data": records.fingerprint}, pictures=pictures,
         trivial={name: next(iter(other.table().values())) for name, (_, other) in others.items()},
-        failed=protocol.failed if isinstance(protocol, affine.AffineProtocol) else {},
+        failed=protocol.failed if isinstance(protocol, affine.AffineProtocol) else {}, confidence=known.result(),
     )  # fmt: skip
 
 
@@ -188,34 +152,31 @@ def _described(options: EvalOptions) -> dict[str, Any]:
     return described
 
 
-def _picture(depth: np.ndarray, batch: dict[str, Any], row: int, sample: RigSample, options: EvalOptions) -> np.ndarray:
-    exact = None
-    if any(sample.dense_depth):
-        exact = np.stack(
-            [
-                dense.resized(
-                    data, (int(size[0]), int(size[1])), options.image_size, f"sample {sample.sample_id!r}, {name}"
-                )
-                for data, size, name in zip(sample.dense_depth, sample.image_size, sample.camera_names, strict=True)
-            ]
-        )
+def _picture(
+    depth: np.ndarray, images: np.ndarray, points: np.ndarray, sample: RigSample, options: EvalOptions
+) -> np.ndarray:
+    """Panorama of the sample's cameras: prediction [N, H, W], images [N, H, W, 3] and sparse labels [N, H, W]."""
+    exact = dense_maps(sample, options.image_size)
     if options.protocol == "affine":
-        known = np.asarray(batch["depth"][row]) if exact is None else exact
+        known = points if exact is None else exact
         depth = affine.aligned_maps(depth, known, min_depth=options.min_depth, max_depth=options.max_depth)
     return panorama(
-        np.asarray(batch["images"][row]), depth, np.asarray(batch["depth"][row]), list(sample.camera_names),
-        np.asarray(geometry.optical_yaw(sample.cam_to_ego)), min_depth=options.min_depth, max_depth=options.max_depth,
-        title=f"{sample.scene}  {sample.sample_id}", dense=exact,
+        images, depth, points, list(sample.camera_names), np.asarray(geometry.optical_yaw(sample.cam_to_ego)),
+        min_depth=options.min_depth, max_depth=options.max_depth, title=f"{sample.scene}  {sample.sample_id}",
+        dense=exact,
     )  # fmt: skip
 
 
 def picture_of(predict_fn: PredictFn, records: Records, index: int, options: EvalOptions) -> np.ndarray:
-    """Panorama [H, W, 3] uint8 of one record with its prediction."""
-    sample = records[index]
+    """Panorama [H, W, 3] uint8 of one record with its prediction, of the cameras that are not dropped."""
+    sample, where = records[index], records.where(index)
+    names, kept, hidden = split_cameras(records.cameras, options.drop_cameras)
     batch = transforms.empty_batch(1, sample.num_cameras, options.image_size)
-    transforms.load_rig(sample, {k: v[0] for k, v in batch.items() if k != "record_index"}, where=records.where(index))
-    depth = np.asarray(jax.device_get(_predict(predict_fn, batch, options.flip_tta)), np.float32)
-    return _picture(depth[0], batch, 0, sample, options)
+    transforms.load_rig(sample, {k: v[0] for k, v in batch.items() if k != "record_index"}, where=where)
+    hide_cameras(batch, hidden)
+    depth = np.asarray(jax.device_get(_predict(predict_fn, batch, [sample], options)["pred_depth"]), np.float32)
+    depth, images, points = (array[0, kept] for array in (depth, batch["images"], batch["depth"]))
+    return _picture(depth, images, points, select_cameras(sample, names, where), options)
 
 
 def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
@@ -224,7 +185,8 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     The network is the checkpoint's: `task`, `model.*` and a teacher's `teacher.*` are replaced by what it was trained
     with. Files:
     `<workdir>/evaluation/<dataset>_<split>_<protocol>.md`, `.json`, `.csv` and `..._00.png` ... With `eval.trivial`,
-    the predictors of `fsmde_jax.trivial` are fitted on `data.train_records` and measured beside it.
+    the predictors of `fsmde_jax.trivial` are fitted on `data.train_records` and measured beside it; with
+    `eval.confidence` there is a `..._confidence.png`, too.
 
     Raises:
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
@@ -243,7 +205,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     made_by = identity.run_identity(current, {"eval": records.fingerprint})
     made_by |= {"checkpoint": config.eval.checkpoint, "step": step, "trained_as": meta["identity"]}
 
-    def predict_fn(batch: dict[str, Any]) -> jax.Array:
+    def predict_fn(batch: dict[str, Any]) -> Any:
         return predict(variables["params"], variables["batch_stats"], sharding.spread(batch))
 
     baselines = _trivial_predictors(config, records, options) if config.eval.trivial else {}
@@ -251,6 +213,8 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     manifest = records.manifest
     stem = f"{manifest.dataset}_{manifest.split}_{options.protocol}"
     stem += "_dense" * (options.ground_truth == "dense") + "_flip" * options.flip_tta
+    if options.drop_cameras:
+        stem += "_without_" + "_".join(re.sub(r"\W", "-", name) for name in sorted(set(options.drop_cameras)))
     files = results.write(Path(workdir) / "evaluation", stem)
     print(results.to_markdown())
     print("written: " + ", ".join(str(file) for file in files))

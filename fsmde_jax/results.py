@@ -14,8 +14,13 @@ from fsmde_jax import metrics
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import DataError
 from fsmde_jax.metrics import Table
+from fsmde_jax.viz.confidence_plot import confidence_plot
 
 SCALINGS = ("metric", "median", "shared_median", "affine")
+_CONFIDENCE = {  # what is shown of it, and its column
+    "ause_abs_rel": "AUSE abs_rel ↓", "random_ause_abs_rel": "(random order)", "ause_rmse": "AUSE rmse ↓",
+    "random_ause_rmse": "(random order)", "ece": "calibration error ↓",
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -35,6 +40,7 @@ class Results:
       pictures: (sample id, panorama [H, W, 3] uint8).
       failed: images whose alignment failed, per camera; P0 only.
       trivial: predictor without a network -> camera or "all" -> metric -> value, unscaled; empty if none was measured.
+      confidence: `confidence.Confidence.result`; empty if it was not measured.
     """
 
     protocol: str
@@ -49,13 +55,15 @@ class Results:
     pictures: list[tuple[str, np.ndarray]] = dataclasses.field(default_factory=list)
     failed: dict[str, int] = dataclasses.field(default_factory=dict)
     trivial: Table = dataclasses.field(default_factory=dict)
+    confidence: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
-        """Scalars of all cameras together: `metric/abs_rel`, `median/a1`, `overlap/rmse`, `consistency/overall` ..."""
+        """Scalars of all cameras: `metric/abs_rel`, `median/a1`, `consistency/overall`, `confidence/ece` ..."""
         values = {f"{part}/{name}": value for part, rows in self.table.items() for name, value in rows["all"].items()}
         if "overall" in self.consistency:
             values["consistency/overall"] = self.consistency["overall"]
-        return values
+        known = self.confidence["cameras"]["all"] if self.confidence else {}
+        return values | {f"confidence/{name}": known[name] for name in _CONFIDENCE if name in known}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready content, without the pictures."""
@@ -96,6 +104,7 @@ class Results:
         if self.consistency:
             lines += ["| cross-view consistency | mean abs(z_ij - d_j) / d_j |", "|---|---|"]
             lines += [f"| {pair} | {value:.4f} |" for pair, value in self.consistency.items()] + [""]
+        lines += _confidence(self.confidence) if self.confidence else []
         counts = {"valid pixels": self.pixels, "skipped": self.skipped, "not aligned": self.failed}
         counts = {name: of for name, of in counts.items() if of}
         lines += [f"| camera | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
@@ -135,6 +144,8 @@ class Results:
         }
         for number, (_, picture) in enumerate(self.pictures):
             blobs[f"{stem}_{number:02d}.png"] = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+        if self.confidence:
+            blobs[f"{stem}_confidence.png"] = confidence_plot(self.confidence, self.title)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, blob in blobs.items():
@@ -149,6 +160,19 @@ class Results:
 def _part_name(part: str) -> str:
     """`range_0_20` as people write it: 0-20 m."""
     return part.removeprefix("range_").replace("_", "-") + " m" if part.startswith("range_") else part
+
+
+def _confidence(found: dict[str, Any]) -> list[str]:
+    """Per camera, how well the uncertainty orders the errors; for all cameras, what central intervals cover."""
+    lines = [f"| confidence | {' | '.join(_CONFIDENCE.values())} |", "|---" * (len(_CONFIDENCE) + 1) + "|"]
+    for camera, of in found["cameras"].items():
+        lines.append(f"| {camera} | " + " | ".join(f"{of[n]:.4f}" if n in of else "-" for n in _CONFIDENCE) + " |")
+    covered = found["cameras"]["all"].get("coverage", [])
+    if covered:
+        lines += ["", "| central interval | " + " | ".join(f"{100 * level:.0f} %" for level in found["levels"]) + " |"]
+        lines += ["|---" * (len(covered) + 1) + "|"]
+        lines += ["| holds of the labels | " + " | ".join(f"{100 * share:.1f} %" for share in covered) + " |"]
+    return [*lines, ""]
 
 
 def _table(caption: str, rows: list[tuple[str, dict[str, float]]]) -> list[str]:

@@ -15,8 +15,9 @@ from fsmde_jax.models.student import normalise_images
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]  # (outputs, batch) -> (loss, terms)
-ReadFn = Callable[[Any], jax.Array]  # outputs -> what is evaluated [B, N, H, W]
+# (outputs, batch, trained parameters, frozen teacher parameters or None) -> (loss, terms)
+LossFn = Callable[[Any, Batch, Any, Any], tuple[jax.Array, Metrics]]
+ReadFn = Callable[[Any], Any]  # outputs -> what is evaluated: [B, N, H, W], or arrays by name
 
 
 @flax.struct.dataclass
@@ -36,8 +37,12 @@ def init_state(
     num_cameras: int,
     image_size: tuple[int, int],
     mesh: Mesh,
+    companions: Callable[[jax.Array, Any], dict[str, Any]] | None = None,
 ) -> TrainState:
-    """A fresh state, born on the mesh (every device holds it whole)."""
+    """A fresh state, born on the mesh (every device holds it whole).
+
+    `companions`, (key, shapes of the model's outputs) -> parameters by scope, are trained beside the model's own.
+    """
     height, width = image_size
 
     def build(key: jax.Array) -> TrainState:
@@ -46,6 +51,9 @@ def init_state(
         cam_to_ego = jnp.tile(jnp.eye(4), (1, num_cameras, 1, 1))
         variables = model.init(key, images, intrinsics, cam_to_ego, train=False)
         params = variables["params"]
+        if companions is not None:
+            outputs = jax.eval_shape(lambda v: model.apply(v, images, intrinsics, cam_to_ego, train=False), variables)
+            params = {**params, **companions(jax.random.fold_in(key, 1), outputs)}
         return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 
     return jax.jit(build, out_shardings=sharding.replicated(mesh))(jax.random.key(seed, impl="rbg"))
@@ -61,16 +69,16 @@ def _apply(model: nn.Module, params: Any, batch_stats: Any, batch: Batch, train:
 
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, schedule: optax.Schedule, loss_fn: LossFn
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(state, batch) -> (state, metrics); the old state's memory is reused.
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
+    """(state, batch, frozen teacher parameters or None) -> (state, metrics); the old state's memory is reused.
 
     Metrics are scalars: the terms of the loss, `loss`, `grad_norm`, `param_norm` (after the update), `lr`.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, Metrics]:
         def compute(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             outputs, mutated = _apply(model, params, state.batch_stats, batch, train=True)
-            loss, terms = loss_fn(outputs, batch)
+            loss, terms = loss_fn(outputs, batch, params, teacher)
             return loss, (terms, mutated.get("batch_stats", {}))
 
         (loss, (terms, batch_stats)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
@@ -83,11 +91,11 @@ def make_train_step(
     return jax.jit(train_step, donate_argnames="state")
 
 
-def make_predict(model: nn.Module, read: ReadFn) -> Callable[[Any, Any, Batch], jax.Array]:
-    """(params, batch_stats, batch) -> what `read` takes from the outputs, [B, N, H, W] float32."""
+def make_predict(model: nn.Module, read: ReadFn) -> Callable[[Any, Any, Batch], Any]:
+    """(params, batch_stats, batch) -> what `read` takes from the outputs: [B, N, H, W] float32, or arrays by name."""
 
     @jax.jit
-    def predict(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+    def predict(params: Any, batch_stats: Any, batch: Batch) -> Any:
         return read(_apply(model, params, batch_stats, batch, train=False))
 
     return predict

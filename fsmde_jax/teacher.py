@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fsmde_jax import checkpoint, teacher_weights
 from fsmde_jax.data.tfrecord import write_atomically
@@ -129,6 +130,17 @@ def _open_file_with_card(path: Path, said: dict[str, Any]) -> Teacher:
         )
     _check_said(path, card, said)
     return Teacher(teacher_weights.load_teacher(path, card.variant)[0], card)
+
+
+def weight_hash(teacher: Teacher) -> str:
+    """SHA-256 that names what a teacher computes: its weights (by the file's hash if the card has it), head, taps."""
+    card = teacher.card
+    digest = hashlib.sha256(f"{card.variant} {card.version} {card.max_depth} {card.sha256}".encode())
+    for path, leaf in [] if card.sha256 else jax.tree_util.tree_leaves_with_path(teacher.params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def teacher_of_run(workdir: str | Path) -> Teacher:

@@ -9,7 +9,6 @@ was interrupted. --tokens also keeps what view-relational distillation compares.
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
 import re
@@ -30,25 +29,13 @@ from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.losses.teacher_bins import resize_rel_inv_depth
 from fsmde_jax.models.registry import DTYPES
 from fsmde_jax.models.student import STRIDE, normalise_images
-from fsmde_jax.models.teacher_images import teacher_size
-from fsmde_jax.teacher import Teacher, open_teacher
+from fsmde_jax.models.teacher_images import LONGER_SIDE, teacher_size
+from fsmde_jax.teacher import Teacher, open_teacher, weight_hash
 from fsmde_jax.teacher_signal import pool_tokens, run_teacher
 
-LONGER_SIDE = 630  # pixels of the teacher's input: 350x630 for cameras of 16:9
 TOKEN_GRID = (6, 10)  # rows and columns that tokens are pooled to
 RECORDS_PER_SHARD = 128
 PLAN_NAME = "teacher_cache.unfinished.json"  # what an interrupted run was about to make
-
-
-def weight_hash(teacher: Teacher) -> str:
-    """SHA-256 that names what a teacher computes: its weights (by the file's hash if the card has it), head, taps."""
-    card = teacher.card
-    digest = hashlib.sha256(f"{card.variant} {card.version} {card.max_depth} {card.sha256}".encode())
-    for path, leaf in [] if card.sha256 else jax.tree_util.tree_leaves_with_path(teacher.params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def plan(

@@ -32,11 +32,11 @@ class TeacherMaps(NamedTuple):
 
     rel_inv_depth: Array  # [B, N, Ht, Wt] float32, larger = nearer; 1/m of a metric teacher
     depth: Array | None = None  # [B, N, Ht, Wt] float32 metres, of a metric teacher
-    tokens: Array | None = None  # [B, N, gh, gw, C] of the last tap, compute dtype of the teacher
+    tokens: Array | None = None  # [B, N, gh, gw, C] of one tap, compute dtype of the teacher
     features: Array | None = None  # [B, N, hf, wf, F], the head's last feature map, for `TeacherBins`
 
 
-def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int]) -> TeacherMaps:
+def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int], tap: int = -1) -> TeacherMaps:
     """Runs a frozen teacher on the student's images.
 
     Args:
@@ -45,6 +45,7 @@ def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int
       images: [B, N, H, W, 3], normalised (`models.student.normalise_images`), with the student's crop and flip. The
         teacher should not see colour jitter: take `clean_images` of `train_dataset(clean_images=True)`.
       size: (Ht, Wt) of the teacher's input, multiples of 14 (`teacher_images.teacher_size`).
+      tap: which of the four taps gives the tokens; -1 = the last.
 
     Returns:
       `TeacherMaps`, without gradient.
@@ -61,7 +62,7 @@ def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int
 
     depth = unfold(outputs["depth"].astype(jnp.float32)) if "depth" in outputs else None
     r = unfold(outputs["rel_inv_depth"].astype(jnp.float32)) if depth is None else teacher_bins.inverse_depth(depth)
-    return TeacherMaps(r, depth, unfold(outputs["taps"][-1]), unfold(outputs["features"]))
+    return TeacherMaps(r, depth, unfold(outputs["taps"][tap]), unfold(outputs["features"]))
 
 
 def cached_maps(batch: Mapping[str, Array]) -> TeacherMaps:

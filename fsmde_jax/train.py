@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import build, checkpoint, eval_options, evaluate, identity, optim, sharding
+from fsmde_jax import build, build_teacher, checkpoint, eval_options, evaluate, identity, optim, sharding
 from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import Records, shared_scenes
@@ -41,6 +41,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
     evaluate.check_records(eval_records, eval_options.options_from(config, limit=config.train.eval_samples))
     _warn_of_leakage(records, eval_records)
+    distilled = build_teacher.distilled(config, records)
     mesh = sharding.make_mesh()
     model = build.build_model(config)
     schedule = optim.learning_rate_schedule(
@@ -53,20 +54,24 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     )  # fmt: skip
     fingerprints = {"train": records.fingerprint, "eval": eval_records.fingerprint}
     run_identity = {**identity.run_identity(config.to_dict(), fingerprints), "init_from": init_from}
+    run_identity |= {"teacher": distilled.identity} if distilled else {}
 
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
     ):
-        state = init_state(model, optimizer, config.seed, len(records.cameras), tuple(config.data.image_size), mesh)
+        image_size, companions = tuple(config.data.image_size), distilled.loss.companions if distilled else None
+        state = init_state(model, optimizer, config.seed, len(records.cameras), image_size, mesh, companions)
+        teacher = jax.device_put(distilled.frozen, sharding.replicated(mesh)) if distilled else None
         meta: dict[str, Any] = {"identity": run_identity, "best": None}
-        iterator = iter(_dataset(config, records, mesh))
+        iterator = iter(_dataset(config, records, mesh, distilled))
         if checkpoints.latest_step is None:
             state = _start(config, state, init_from)
         else:
             saved = checkpoints.latest_meta()
             where = f"{workdir}/{checkpoint.CHECKPOINTS}/{checkpoints.latest_step}"
             checkpoint.check_config(saved["identity"]["config"], config.to_dict(), where)
+            _check_teacher(saved["identity"].get("teacher"), run_identity.get("teacher"), where)
             state, iterator = checkpoints.restore(state, iterator)
             checkpoints.forget_best_after(int(state.step))
             meta["best"] = _resumed_best(saved["best"], checkpoints, config, eval_records)
@@ -75,7 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         checkpoint.dump_json(workdir / "identity.json", run_identity)
         with Writer(workdir, int(state.step) + 1) as writer:
             writer.text("config", f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```")
-            step_fn = make_train_step(model, optimizer, schedule, build.loss_fn(config))
+            step_fn = make_train_step(model, optimizer, schedule, build.loss_fn(config, distilled))
             run = _Run(
                 config,
                 workdir,
@@ -86,7 +91,18 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
                 writer,
                 meta,
             )
-            run.loop(state, iterator, step_fn)
+            run.loop(state, iterator, lambda state, batch: step_fn(state, batch, teacher))
+
+
+def _check_teacher(saved: dict[str, Any] | None, current: dict[str, Any] | None, where: str) -> None:
+    """Raises `ConfigError` where a run would go on with another teacher than it began with."""
+    names = ("sha256", "size")
+    before, now = ([teacher[name] for name in names] if teacher else [] for teacher in (saved, current))
+    if before != now:
+        raise ConfigError(
+            f"{where} was taught by another teacher (SHA-256, input size: {before}) than teacher.weights and"
+            f" teacher.longer_side give now ({now}).\nUndo the change, or choose a new --workdir (with --init_from)."
+        )
 
 
 def _warn_of_leakage(records: Records, eval_records: Records) -> None:
@@ -99,12 +115,20 @@ def _warn_of_leakage(records: Records, eval_records: Records) -> None:
         )
 
 
-def _dataset(config: ml_collections.ConfigDict, records: Records, mesh: jax.sharding.Mesh) -> Any:
+def _dataset(
+    config: ml_collections.ConfigDict,
+    records: Records,
+    mesh: jax.sharding.Mesh,
+    distilled: build_teacher.Distilled | None,
+) -> Any:
     dataset = pipeline.train_dataset(
         records, image_size=tuple(config.data.image_size), batch_size=config.data.batch_size, seed=config.seed,
         augment=build.augment_options(config), num_threads=config.data.num_threads,
-        use_extra_sweeps=config.data.use_extra_sweeps, dense_depth=config.data.dense_depth,
+        use_extra_sweeps=config.data.use_extra_sweeps, label_fraction=config.data.label_fraction,
+        limit=config.data.train_samples, dense_depth=config.data.dense_depth,
         process_index=jax.process_index(), process_count=jax.process_count(),
+        clean_images=distilled is not None and distilled.cache is None,
+        teacher_cache=distilled.cache if distilled else None,
     )  # fmt: skip
     return pipeline.to_device(dataset, sharding.batch_sharding(mesh), prefetch=config.data.prefetch)
 
@@ -119,8 +143,10 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
         changed = checkpoint.differences(meta["identity"]["config"]["model"], config.model.to_dict(), "model")
         if changed:
             print("note: the same parameters will mean something else, because\n  " + "\n  ".join(changed))
-        fitted = checkpoint.fit_parameters({"params": state.params, "batch_stats": state.batch_stats}, tree, init_from)
-        return dataclasses.replace(state, params=fitted["params"], batch_stats=fitted["batch_stats"])
+        own = checkpoint.without_companions({"params": state.params, "batch_stats": state.batch_stats})
+        fitted = checkpoint.fit_parameters(own, tree, init_from)
+        params = {**state.params, **fitted["params"]}  # a projector starts anew
+        return dataclasses.replace(state, params=params, batch_stats=fitted["batch_stats"])
     if config.task == "teacher" and config.teacher.weights:
         teacher = open_teacher(config.teacher.weights)
         card, wanted = teacher.card, config.teacher.variant
@@ -147,7 +173,8 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
 
 def _best_of_what(config: ml_collections.ConfigDict, eval_records: Records) -> dict[str, Any]:
     """What a best value was measured by: values of another kind are not compared with it."""
-    measured = {key: config.eval[key] for key in ("protocol", "ground_truth", "min_depth", "max_depth", "flip_tta")}
+    keys = ("protocol", "ground_truth", "min_depth", "max_depth", "flip_tta", "drop_cameras")
+    measured = {key: list(value) if isinstance(value := config.eval[key], tuple) else value for key in keys}
     return {
         "metric": config.eval.best_metric, "records": eval_records.fingerprint, "samples": config.train.eval_samples,
         "image_size": list(config.data.image_size), **measured,
@@ -160,7 +187,8 @@ def _resumed_best(
     """The best so far of a resumed run, unless its checkpoint is gone or it was measured in another way."""
     if saved is None or saved["step"] not in checkpoints.best_steps:
         return None
-    if saved["measured"] != _best_of_what(config, eval_records):
+    measured = {"drop_cameras": [], **saved["measured"]}  # older runs do not say it
+    if measured != _best_of_what(config, eval_records):
         print("note: evaluations are measured in another way than before, so the best checkpoint is chosen anew")
         return None
     return saved

@@ -278,8 +278,8 @@ def test_evaluation_visits_every_record_once_in_order(records, batch_size, limit
 
 
 def test_a_limit_is_spread_over_the_records():
-    assert pipeline.eval_indices(10, 0) == pipeline.eval_indices(10, 99) == list(range(10))
-    assert pipeline.eval_indices(10, 4) == [0, 2, 5, 7]
+    assert pipeline.chosen_indices(10, 0) == pipeline.chosen_indices(10, 99) == list(range(10))
+    assert pipeline.chosen_indices(10, 4) == [0, 2, 5, 7]
 
 
 def test_evaluation_over_hosts_gives_equal_steps_and_every_record_once(records):
@@ -315,3 +315,34 @@ def test_arguments_that_cannot_be_used(records):
     ):
         with pytest.raises(ConfigError, match=words):
             stream(records, **wrong)
+
+
+def test_fewer_labels_are_the_same_in_every_epoch_and_nested(records):
+    options = {"image_size": SIZE, "batch_size": 1, "seed": 3, "num_threads": 0}
+
+    def labels(fraction, epochs=1):
+        stream = iter(pipeline.train_dataset(records, label_fraction=fraction, **options))
+        found: dict = {}
+        for _ in range(epochs * len(records)):
+            batch = next(stream)
+            found.setdefault(int(batch["record_index"][0]), []).append(batch["depth"][0] > 0)
+        return found
+
+    whole, half, tenth = labels(1.0), labels(0.5, epochs=2), labels(0.1)
+    for index, masks in half.items():
+        assert len(masks) == 2 and (masks[0] == masks[1]).all()
+        assert not (masks[0] & ~whole[index][0]).any() and not (tenth[index][0] & ~masks[0]).any()
+    counts = [sum(int(m[0].sum()) for m in found.values()) for found in (whole, half, tenth)]
+    assert 0.35 * counts[0] < counts[1] < 0.75 * counts[0] and 0 < counts[2] < 0.3 * counts[0]
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ConfigError, match=r"data.label_fraction"):
+            pipeline.train_dataset(records, label_fraction=wrong, **options)
+
+
+def test_training_on_some_of_the_records(records):
+    stream = iter(pipeline.train_dataset(records, limit=2, image_size=SIZE, batch_size=1, seed=3, num_threads=0))
+    seen = [int(next(stream)["record_index"][0]) for _ in range(6)]
+    assert set(seen) == set(pipeline.chosen_indices(len(records), 2)) and len(set(seen)) == 2
+    assert pipeline.layout(records, batch_size=1, seed=3, limit=2)["num_records"] == 2
+    with pytest.raises(ConfigError, match=r"data.train_samples = 99: there are"):
+        pipeline.train_dataset(records, limit=99, image_size=SIZE, batch_size=1, seed=3)

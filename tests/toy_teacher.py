@@ -25,7 +25,7 @@ def params(
 class ToyModule:
     """Stands for the linen module."""
 
-    sizes = types.SimpleNamespace(embed_dim=CHANNELS)
+    sizes = types.SimpleNamespace(embed_dim=CHANNELS, fusion=CHANNELS)
 
     def __init__(self, max_depth: float | None = None):
         self.max_depth = max_depth
@@ -44,7 +44,8 @@ class ToyModule:
         result = {"rel_inv_depth": raw * p["scale"] + p["shift"]}
         if self.max_depth is not None:
             result = {"depth": self.max_depth / (1 + jnp.exp(raw))}
-        return {**result, "taps": (taps, taps, taps, taps), "features": features}
+        several = tuple(taps * (1 + (3 - k) * jnp.arange(CHANNELS)) for k in range(4))  # no two have equal cosines
+        return {**result, "taps": several, "features": features}
 
 
 class ToyTeacher:

@@ -33,9 +33,10 @@ class AugmentOptions:
     hue: float = 0.05
     jitter_probability: float = 0.5
     jitter_per_camera: bool = False
+    camera_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter_probability"):
+        for name in ("flip", "jitter_probability", "camera_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment.{name} = {getattr(self, name)}: a probability must lie in [0, 1]")
         for name in ("brightness", "contrast", "saturation"):
@@ -53,18 +54,24 @@ NO_AUGMENT = AugmentOptions(flip=0.0, scale=(1.0, 1.0), jitter_probability=0.0)
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The random choices for one rig. `colour`: one (brightness, contrast, saturation, hue) row, or one per camera."""
+    """The random choices for one rig.
+
+    `colour`: one (brightness, contrast, saturation, hue) row, or one per camera. `dropped`: cameras to take away, in
+    this order, while another one is left (`cameras_left`).
+    """
 
     flip: bool = False
     scale: float = 1.0
     offset: tuple[float, float] = (0.0, 0.0)  # of the crop, as fractions of the free play in y and x
     colour: np.ndarray | None = None  # [1 or N, 4]; factors around 1 and a fraction of the colour circle
+    dropped: tuple[int, ...] = ()  # indices
 
 
 def draw(options: AugmentOptions, num_cameras: int, rng: np.random.Generator) -> Draw:
     """Draws the choices for one rig; the same amount of randomness whatever the options."""
     u = rng.random(5)
     v = rng.uniform(-1.0, 1.0, (num_cameras, 4))
+    w = rng.random(num_cameras)  # last: what was drawn before this option existed stays as it was
     if not options.jitter_per_camera:
         v = v[:1]
     half = np.array([options.brightness, options.contrast, options.saturation, options.hue])
@@ -75,7 +82,17 @@ def draw(options: AugmentOptions, num_cameras: int, rng: np.random.Generator) ->
         scale=float(low + (high - low) * u[1]),
         offset=(float(u[2]), float(u[3])),
         colour=colour if u[4] < options.jitter_probability and half.any() else None,
+        dropped=tuple(int(i) for i in np.argsort(w, kind="stable") if w[i] < options.camera_dropout),
     )
+
+
+def cameras_left(present: np.ndarray, dropped: Sequence[int]) -> np.ndarray:
+    """[N] bool: `present` [N] without the cameras `dropped`, taken away in that order while another one is left."""
+    left = present.copy()
+    for i in dropped:
+        if left[i] and left.sum() > 1:
+            left[i] = False
+    return left
 
 
 def flip_rig(arrays: dict[str, np.ndarray]) -> None:

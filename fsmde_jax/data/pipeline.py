@@ -53,7 +53,7 @@ def check_batch_size(batch_size: int, num_devices: int) -> None:
         )
 
 
-def layout(records: Records, *, batch_size: int, seed: int, process_count: int = 1) -> dict[str, Any]:
+def layout(records: Records, *, batch_size: int, seed: int, process_count: int = 1, limit: int = 0) -> dict[str, Any]:
     """What a stream's position is counted in. A state saved under one layout means other records under another.
 
     The number of threads is not in it: it changes nothing.
@@ -61,7 +61,7 @@ def layout(records: Records, *, batch_size: int, seed: int, process_count: int =
     return {
         "order_version": ORDER_VERSION,
         "records": records.fingerprint,
-        "num_records": len(records),
+        "num_records": len(chosen_indices(len(records), limit)),
         "cameras": list(records.cameras),
         "batch_size": int(batch_size),
         "seed": int(seed),
@@ -115,6 +115,7 @@ def _build(
     rows: list[tuple[int, Draw]],
     size: tuple[int, int],
     use_extra: bool,
+    label_fraction: float,
     cache: TeacherCache | None,
     **extras: bool,
 ) -> Batch:
@@ -123,7 +124,7 @@ def _build(
     batch |= cache.empty(len(rows)) if cache else {}
     for row, (index, choice) in enumerate(rows):
         arrays = {name: array[row] for name, array in batch.items() if name != "record_index"}
-        sample, where = records[index], records.where(index)
+        sample, where = transforms.thin_labels(records[index], label_fraction, index), records.where(index)
         cached = cache.maps(index, sample.sample_id) if cache else None
         transforms.load_rig(sample, arrays, choice=choice, use_extra=use_extra, cached=cached, where=where)
         batch["record_index"][row] = index
@@ -142,6 +143,8 @@ def train_dataset(
     num_threads: int = 2,
     prefetch: int = 2,
     use_extra_sweeps: bool = True,
+    label_fraction: float = 1.0,
+    limit: int = 0,
     dense_depth: bool = False,
     clean_images: bool = False,
     teacher_cache: TeacherCache | None = None,
@@ -161,6 +164,9 @@ def train_dataset(
       num_threads: reading and decoding threads of this process; 0 = in the calling thread.
       prefetch: batches kept ready besides the ones being built.
       use_extra_sweeps: labels also from neighbouring sweeps, where the records hold them.
+      label_fraction: share of a record's points that become labels, the same ones in every epoch
+        (`transforms.thin_labels`).
+      limit: train on this many records only, spread evenly over all; 0 = all.
       dense_depth: adds `dense_depth` to the batches.
       clean_images: adds `clean_images` [B,N,H,W,3] uint8, the images before colour jitter: what a teacher sees.
       teacher_cache: adds its `teacher_rel_inv_depth` [B,N,h,w] float32, cropped and mirrored with the images, and
@@ -184,6 +190,10 @@ def train_dataset(
         raise ConfigError(f"seed = {seed}: must lie in [0, 2^32)")
     if min(image_size) < 1:
         raise ConfigError(f"data.image_size = {tuple(image_size)}: height and width must be positive")
+    if not 0 < label_fraction <= 1:
+        raise ConfigError(f"data.label_fraction = {label_fraction}: expected a share above 0, at most 1")
+    if not 0 <= limit <= len(records):
+        raise ConfigError(f"data.train_samples = {limit}: there are {len(records)} samples; 0 takes all")
     if dense_depth:
         require_dense_depth(records, "data.dense_depth = True")
     size = (int(image_size[0]), int(image_size[1]))
@@ -191,21 +201,24 @@ def train_dataset(
     if teacher_cache:
         teacher_cache.check(records, size, augment.scale)
 
+    used = chosen_indices(len(records), limit)
+
     def with_position(local: int, index: int) -> np.ndarray:
-        return np.array([process_index + local * process_count, index], np.int64)
+        return np.array([process_index + local * process_count, used[index]], np.int64)
 
     def build(rows: np.ndarray) -> Batch:
         choices = [draw(augment, cameras, np.random.default_rng([seed, int(p)])) for p, _ in rows]
         chosen = [(int(i), c) for (_, i), c in zip(rows, choices, strict=True)]
         extras = {"dense_depth": dense_depth, "clean_images": clean_images}
-        return _build(records, chosen, size, use_extra_sweeps, teacher_cache, **extras)
+        return _build(records, chosen, size, use_extra_sweeps, label_fraction, teacher_cache, **extras)
 
     # Repeating before slicing deals the hosts one common sequence: epochs stay in step though n may not divide them.
-    positions = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()[process_index::process_count]
+    positions = grain.MapDataset.range(len(used)).seed(seed).shuffle().repeat()[process_index::process_count]
     batches = positions.map_with_index(with_position).batch(batch_size // process_count, drop_remainder=True).map(build)
     ahead = num_threads + prefetch if num_threads else 0
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))
-    return _GuardedDataset(stream, layout(records, batch_size=batch_size, seed=seed, process_count=process_count))
+    the_layout = layout(records, batch_size=batch_size, seed=seed, process_count=process_count, limit=limit)
+    return _GuardedDataset(stream, the_layout)
 
 
 def to_device(dataset: grain.IterDataset, sharding: Any, *, prefetch: int = 2) -> grain.IterDataset:
@@ -234,8 +247,8 @@ def put_batch(batch: Batch, sharding: Any) -> Batch:
     }
 
 
-def eval_indices(num_records: int, limit: int = 0) -> list[int]:
-    """Which records are evaluated: all, or `limit` of them spread evenly; in order, without repeats."""
+def chosen_indices(num_records: int, limit: int = 0) -> list[int]:
+    """Which records are used: all, or `limit` of them spread evenly; in order, without repeats."""
     if not limit or limit >= num_records:
         return list(range(num_records))
     return [int(i) for i in (np.arange(limit) * num_records) // limit]
@@ -276,7 +289,7 @@ def eval_batches(
     """
     check_batch_size(batch_size, process_count)
     size = (int(image_size[0]), int(image_size[1]))
-    chosen = eval_indices(len(records), limit)[start:]
+    chosen = chosen_indices(len(records), limit)[start:]
     local = batch_size // process_count
 
     def load(start: int) -> tuple[Batch, list[RigSample], list[int]]:

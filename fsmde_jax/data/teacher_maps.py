@@ -268,7 +268,7 @@ def open_cache(
       folder: what `python -m fsmde_jax.teacher_cache --out` wrote.
       records: the records that it must be of; its cameras are taken in their order.
       image_size: (height, width) of the student's images.
-      sha256: hash of the teacher that is expected (`teacher_cache.weight_hash`); None = any.
+      sha256: hash of the teacher that is expected (`teacher.weight_hash`); None = any.
       teacher_size: (height, width) of the teacher's input that is expected; None = any.
       tokens: read tokens, too.
 

@@ -7,6 +7,7 @@ Geometry of a zoom: a box of whole decoded pixels is resized to the network size
 that very box, so labels stay exact whatever the rounding of the box. Pixel centres are at integers.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from fsmde_jax import geometry
 from fsmde_jax.data import dense
-from fsmde_jax.data.augment import Draw, flip_rig, jitter
+from fsmde_jax.data.augment import Draw, cameras_left, flip_rig, jitter
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import DataError
 
@@ -186,6 +187,27 @@ def empty_batch(
     }
 
 
+def thin_labels(sample: RigSample, fraction: float, seed: int) -> RigSample:
+    """The sample with a share of its points, chosen at random, for training on fewer labels than were recorded.
+
+    A point's lot depends on (seed, camera, its place in the sweep) alone, so every epoch has the same labels, and those
+    of a smaller share are among those of a larger one.
+
+    Args:
+      sample: a rig sample.
+      fraction: share in (0, 1]; 1 returns the sample itself.
+      seed: number of the record.
+    """
+    if fraction == 1:
+        return sample
+
+    def thinned(points: list[np.ndarray], kind: int) -> list[np.ndarray]:
+        lots = [np.random.default_rng([seed, kind, i]).random(len(p)) for i, p in enumerate(points)]
+        return [p[lot < fraction] for p, lot in zip(points, lots, strict=True)]
+
+    return dataclasses.replace(sample, points=thinned(sample.points, 0), extra_points=thinned(sample.extra_points, 1))
+
+
 def load_rig(
     sample: RigSample,
     out: dict[str, np.ndarray],
@@ -203,7 +225,7 @@ def load_rig(
         on entry), `ego_mask` [N, H, W] bool, `view_mask` [N] bool; where `dense_depth` [N, H, W] float32 (zeros on
         entry) is among them, it is filled, too: the stored pixel that holds the centre of each pixel; so is
         `clean_images` [N, H, W, 3] uint8: `images` before colour jitter.
-      choice: None = the whole image, no augmentation.
+      choice: None = the whole image, no augmentation. Cameras that it drops are as if they were absent.
       use_extra: labels also from `sample.extra_points`.
       cached: a teacher's `teacher_rel_inv_depth` [N, h, w] float32 of the whole images, cropped and mirrored with them
         into `out`; `teacher_tokens` [N, gh, gw, C], mirrored only, where `out` holds them.
@@ -216,21 +238,21 @@ def load_rig(
     count, height, width = out["depth"].shape
     boxes, decoded_sizes = np.empty((count, 4)), np.empty((count, 2))
     present = out["view_mask"]
+    present[:] = cameras_left(np.array([bool(data) for data in sample.images]), choice.dropped)
     for i in range(count):
         stored, native = _pair(sample.image_size[i]), _pair(sample.native_size[i])
         here = f"{where}, camera {sample.camera_names[i]}"
         data = sample.images[i]
-        present[i] = bool(data)
         step = decode_step(data, stored, choice.scale, (height, width))
         decoded = (stored[0] // step, stored[1] // step)
         box = crop_box(decoded, choice.scale, choice.offset)
-        if data:
+        if present[i]:
             resize_box(decode_image(data, stored, here, step), box, out["images"][i])
         else:
             out["images"][i] = 0
-        _load_mask(sample.ego_masks[i], native, decoded, box, bool(data), out["ego_mask"][i], here)
+        _load_mask(sample.ego_masks[i], native, decoded, box, bool(present[i]), out["ego_mask"][i], here)
         boxes[i], decoded_sizes[i] = box, decoded
-        if data and sample.dense_depth[i] and "dense_depth" in out:
+        if present[i] and sample.dense_depth[i] and "dense_depth" in out:
             rows, cols = dense.box_pixels(stored, decoded, box, (height, width))
             out["dense_depth"][i] = dense.decode(sample.dense_depth[i], stored, here, rows, cols)
         if cached is not None:
@@ -246,6 +268,7 @@ def load_rig(
     points = sample.points
     if use_extra:
         points = [np.concatenate(pair) for pair in zip(sample.points, sample.extra_points, strict=True)]
+    points = [p if seen else p[:0] for p, seen in zip(points, present, strict=True)]
     rasterize(points, scale, shift, out["depth"])
     if cached is not None and "teacher_tokens" in out:
         out["teacher_tokens"][:] = cached["teacher_tokens"]

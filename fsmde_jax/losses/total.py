@@ -1,13 +1,17 @@
 """The training losses as functions of model outputs and batch: the sum of the terms, and the terms by name."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fsmde_jax.losses import relative, supervised
+from fsmde_jax.losses import baselines, distill, relational, relative, supervised
 
 Array = Any  # jax.Array
+Terms = dict[str, Array]
+
+RELATIONS = ("tokens", "gram", "bins")
 
 
 def label_mask(batch: Mapping[str, Array], *, min_depth: float, max_depth: float) -> Array:
@@ -25,7 +29,7 @@ def supervised_loss(
     max_depth: float,
     silog_lambda: float,
     chamfer_weight: float,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, Terms]:
     """L_sup = SILog(pred_depth, depth) + chamfer_weight * chamfer(view_bin_centers, depth).
 
     Args:
@@ -58,9 +62,116 @@ def supervised_loss(
     return loss, terms
 
 
+@dataclasses.dataclass(frozen=True)
+class DistillWeights:
+    """Weights and variants of what a teacher teaches (docs/method.md, sections 4 to 6); weight 0 leaves a term out.
+
+    Attributes:
+      w_ckd: of L_CKD = w_prob L_prob + w_cross L_cross; tau: temperature of L_prob.
+      w_vr: of L_VRKD; relation: one of `RELATIONS`; tau_r: its temperature; tokens: grid of a view, rows x columns;
+        center: see `relational.normalise_tokens`; intra: relations within a view, too.
+      baseline: another method, a key of `baselines.BASELINES`, "" = none; w_baseline: its weight.
+    """
+
+    w_ckd: float = 0.0
+    w_prob: float = 1.0
+    w_cross: float = 1.0
+    tau: float = 1.0
+    w_vr: float = 0.0
+    relation: str = "tokens"
+    tau_r: float = 0.1
+    tokens: tuple[int, int] = (6, 10)
+    center: str = "rig"
+    intra: bool = False
+    baseline: str = ""
+    w_baseline: float = 1.0
+
+
+class Signal(NamedTuple):
+    """What a teacher says about a batch, at the student's head resolution h x w; nothing of it takes a gradient.
+
+    `fsmde_jax.distillation` makes it. A pytree; None = not needed.
+    """
+
+    mask: Array  # [B, N, h, w] bool: pixels of which the teacher says something
+    visible: Array  # [B, N, h, w] bool: not the ego body, camera present
+    logits: Array | None = None  # [B, N, h, w, K], nearest bin first
+    tokens: Array | None = None  # [B, N, h', w', C] feature map of one tap
+    rel_inv_depth: Array | None = None  # [B, N, h', w'], larger = nearer
+
+
+def distillation_loss(
+    outputs: Mapping[str, Array],
+    batch: Mapping[str, Array],
+    signal: Signal,
+    weights: DistillWeights,
+    *,
+    min_depth: float,
+    max_depth: float,
+    silog_lambda: float,
+) -> tuple[Array, Terms]:
+    """w_ckd L_CKD + w_vr L_VRKD + w_baseline L_baseline: what the teacher adds to `supervised_loss`.
+
+    Args:
+      outputs: of the student: `bin_logits` [B, N, h, w, K], `bin_centers`, `pred_depth`, `features`
+        [B, N, h', w', C]; for a baseline with a projector `projected` [B, N, h', w', C of the teacher].
+      batch: as `supervised_loss`, and `cam_to_ego`, `intrinsics`.
+      signal: of the teacher.
+      weights: `DistillWeights`.
+      min_depth, max_depth, silog_lambda: as `supervised_loss`.
+
+    Returns:
+      (loss, terms): a float32 scalar, and unweighted scalars for the log: `ckd`, `ckd_prob`, `ckd_cross`, `vrkd` and
+      the baseline's name, each where used.
+    """
+    loss = jnp.zeros((), jnp.float32)
+    terms: Terms = {}
+    if weights.w_ckd:
+        value, terms = distill.ckd_loss(
+            outputs["bin_logits"], outputs["bin_centers"], signal.logits, signal.mask, batch["depth"],
+            label_mask(batch, min_depth=min_depth, max_depth=max_depth), w_prob=weights.w_prob,
+            w_cross=weights.w_cross, tau=weights.tau, silog_lambda=silog_lambda,
+        )  # fmt: skip
+        loss = loss + weights.w_ckd * value
+    if weights.w_vr:
+        terms["vrkd"] = _relation(outputs, batch, signal, weights)
+        loss = loss + weights.w_vr * terms["vrkd"]
+    if weights.baseline and weights.w_baseline:
+        terms[weights.baseline] = _baseline(outputs, batch, signal, weights.baseline)
+        loss = loss + weights.w_baseline * terms[weights.baseline]
+    return loss, terms
+
+
+def _relation(
+    outputs: Mapping[str, Array], batch: Mapping[str, Array], signal: Signal, weights: DistillWeights
+) -> Array:
+    width = batch["images"].shape[3]
+    pairs = relational.adjacent_pairs(
+        batch["cam_to_ego"], batch["intrinsics"], width, batch["view_mask"], intra=weights.intra
+    )
+    grid, mask = weights.tokens, relational.token_mask(signal.mask, weights.tokens)
+    if weights.relation == "bins":
+        student, teacher = (relational.bin_tokens(z, signal.mask, grid) for z in (outputs["bin_logits"], signal.logits))
+    else:
+        student, teacher = (relational.tokens_of(x, grid) for x in (outputs["features"], signal.tokens))
+    if weights.relation == "gram":
+        return relational.gram_loss(student, teacher, pairs, mask, center=weights.center)
+    return relational.relation_loss(student, teacher, pairs, mask, tau_r=weights.tau_r, center=weights.center)
+
+
+def _baseline(outputs: Mapping[str, Array], batch: Mapping[str, Array], signal: Signal, name: str) -> Array:
+    method = baselines.baseline(name)
+    if method.needs == "logits":
+        return method.loss(outputs["bin_logits"], signal.logits, signal.mask)
+    if method.needs == "rel_inv_depth":
+        visible = batch["ego_mask"].astype(bool) & batch["view_mask"].astype(bool)[:, :, None, None]
+        return method.loss(outputs["pred_depth"], signal.rel_inv_depth, visible)
+    return method.loss(outputs["projected" if method.projector else "features"], signal.tokens, signal.visible)
+
+
 def relative_depth_loss(
     outputs: Mapping[str, Array], batch: Mapping[str, Array], *, gradient_weight: float
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, Terms]:
     """Scale-and-shift-invariant loss of a relative network (`relative.relative_loss`).
 
     Args:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 Array = Any  # jax.Array
 
-PROJECTOR_SCOPE = "projector"  # suggested name of its entry in the parameters: what export drops
+PROJECTOR_SCOPE = "projector"  # name of its entry in the parameters; training only
 
 
 class Projector(nn.Module):

@@ -14,6 +14,7 @@ from fsmde_jax.models import depth_bins
 
 Array = Any  # jax.Array
 
+TEACHER_BINS_SCOPE = "teacher_bins"  # name of its entry in the parameters; training only
 _PYRAMID = (8, 4, 2, 1)  # how much coarser than the head the levels of `attractor` bins are
 
 

@@ -18,6 +18,7 @@ from fsmde_jax.models.student import IMAGE_MEAN, IMAGE_STD
 Array = Any  # jax.Array
 
 PATCH = 14  # pixels: side of DINOv2's patches
+LONGER_SIDE = 630  # pixels of the longer side of rig images, where nothing else is said: 350x630 for cameras of 16:9
 REFERENCE_SIZE = 518  # pixels: shorter side that the published weights were trained at
 
 

@@ -1,0 +1,394 @@
+"""Training with a teacher: every term and variant in the compiled step, what is trained beside it, refusals."""
+
+import dataclasses
+import functools
+import json
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from fsmde_jax import build, build_teacher, checkpoint, sharding, teacher_cache, teacher_signal
+from fsmde_jax import train as job
+from fsmde_jax.data import pipeline
+from fsmde_jax.data.records import open_records
+from fsmde_jax.distillation import needs
+from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.evaluate import evaluate_run
+from fsmde_jax.losses import baselines, distill, relational, teacher_bins
+from fsmde_jax.losses.total import DistillWeights
+from fsmde_jax.models import student
+from fsmde_jax.models.projector import PROJECTOR_SCOPE
+from fsmde_jax.models.student import normalise_images
+from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE
+from fsmde_jax.state import init_state, make_train_step
+from fsmde_jax.train import train
+from tests import rooms
+from tests.sample_factory import write_folder
+from tests.toy_teacher import ToyTeacher
+
+SIZE = (32, 64)
+TOY = ToyTeacher()
+ALL = {"distill.w_ckd": 1.0, "distill.w_vr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(3)]
+    return write_folder(tmp_path_factory.mktemp("records") / "rooms", samples)
+
+
+class ToyEncoder(nn.Module):
+    """Stands for an encoder: five taps at strides 2 to 32, one convolution each, so that it compiles at once."""
+
+    @nn.compact
+    def __call__(self, x, *, train, mask=None):
+        taps = []
+        for width in (4, 4, 6, 8, 8):
+            x = nn.relu(nn.Conv(width, (3, 3), strides=(2, 2), padding=1)(x))
+            taps.append(x)
+        return tuple(taps)
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    """A teacher called "toy" and an encoder that compile at once; the rest of the student is the real one."""
+    opened = build_teacher.open_teacher
+    monkeypatch.setattr(student, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
+    monkeypatch.setattr(build_teacher, "open_teacher", lambda name: TOY if name == "toy" else opened(name))
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes most of the time
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make_config(records, **changes):
+    c = base.get_config()
+    c.data.train_records = c.data.eval_records = str(records)
+    c.data.image_size, c.data.batch_size = SIZE, 1
+    c.model.decoder_channels, c.model.num_bins, c.model.focal_range = (4, 4, 8, 8, 8), 8, (100.0, 900.0)
+    c.teacher.weights, c.teacher.longer_side, c.teacher.dtype = "toy", 56, "float32"
+    c.distill.tokens = (2, 4)
+    c.optim.lr, c.train.steps, c.train.log_every, c.train.checkpoint_every = 1e-3, 2, 1, 1
+    c.train.eval_every = c.train.picture_every = c.eval.num_pictures = 0
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+@functools.cache
+def _variables(model):
+    return init_state(model, optax.sgd(1.0), 0, 3, SIZE, sharding.make_mesh())
+
+
+def fresh_state(model, optimizer):
+    """The same first parameters for every job of one model (compiled once), in buffers that a step may take over."""
+    state = jax.tree.map(jnp.copy, _variables(model))
+    return dataclasses.replace(state, opt_state=optimizer.init(state.params))
+
+
+@functools.cache
+def supervised(records):
+    """Terms and gradients without a teacher."""
+    return Job(make_config(records)).value_and_grad()
+
+
+class Job:
+    """The parts of one training job, to look at one by one."""
+
+    def __init__(self, config):
+        build.check(config)
+        opened = open_records(config.data.train_records)
+        self.distilled = build_teacher.distilled(config, opened)
+        self.model = build.build_model(config)
+        self.loss = build.loss_fn(config, self.distilled)
+        stream = pipeline.train_dataset(
+            opened, image_size=SIZE, batch_size=config.data.batch_size, seed=0, augment=build.augment_options(config),
+            clean_images=self.distilled is not None and self.distilled.cache is None,
+            teacher_cache=self.distilled.cache if self.distilled else None, num_threads=0,
+        )  # fmt: skip
+        self.batch = {name: value for name, value in next(iter(stream)).items() if name != "record_index"}
+        self.optimizer = optax.sgd(1e-3)
+        self.state = fresh_state(self.model, self.optimizer)
+        if self.distilled:
+            outputs = {"features": jax.ShapeDtypeStruct((1, 3, 4, 8, 8), jnp.float32)}
+            params = {**self.state.params, **self.distilled.loss.companions(jax.random.key(1), outputs)}
+            self.state = dataclasses.replace(self.state, params=params, opt_state=self.optimizer.init(params))
+        self.frozen = self.distilled.frozen if self.distilled else None
+
+    def step(self):
+        return make_train_step(self.model, self.optimizer, lambda step: 1e-3, self.loss)
+
+    def value_and_grad(self, batch=None):
+        """(terms, gradient of the trained parameters, gradient of the teacher's) on the batch."""
+        batch = batch or self.batch
+
+        def compute(params, frozen):
+            variables = {"params": params, "batch_stats": self.state.batch_stats}
+            outputs = self.model.apply(
+                variables, normalise_images(batch["images"]), batch["intrinsics"], batch["cam_to_ego"],
+                view_mask=batch["view_mask"], train=False,
+            )  # fmt: skip
+            return self.loss(outputs, batch, params, frozen)
+
+        run = jax.jit(jax.value_and_grad(compute, argnums=(0, 1), has_aux=True))
+        (_, terms), (own, teachers) = run(self.state.params, self.frozen)
+        return terms, own, teachers
+
+
+def norms(tree):
+    return {key: float(optax.tree.norm(value)) for key, value in tree.items()}
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms_and_the_teacher_stays_frozen(records):
+    weights = {"distill.w_ckd": 0.7, "distill.w_prob": 0.3, "distill.w_cross": 2.0, "distill.w_vr": 0.2,
+               "distill.baseline": "fitnets", "distill.w_baseline": 0.05}  # fmt: skip
+    job = Job(make_config(records, **weights))
+    terms, own, teachers = job.value_and_grad()
+    t = {key: float(value) for key, value in terms.items()}
+    expected = t["silog"] + 0.1 * t["chamfer"] + 0.7 * (0.3 * t["ckd_prob"] + 2.0 * t["ckd_cross"])
+    expected += 0.2 * t["vrkd"] + 0.05 * t["fitnets"]
+    assert t["loss"] == pytest.approx(expected, rel=1e-5)
+    assert min(t[key] for key in ("ckd_prob", "ckd_cross", "vrkd", "fitnets")) > 1e-6
+    assert all(value == 0 for value in norms(teachers).values())
+    assert all(value > 0 for value in norms(own).values()) and PROJECTOR_SCOPE in own
+
+
+@pytest.mark.parametrize("name", sorted(baselines.BASELINES))
+def test_every_baseline_teaches_the_student(records, name):
+    job = Job(make_config(records, **{"distill.baseline": name, "distill.w_baseline": 100.0}))
+    terms, own, _ = job.value_and_grad()
+    plain, alone, _ = supervised(records)
+    assert float(terms[name]) > 0 and float(terms["silog"]) == pytest.approx(float(plain["silog"]), rel=1e-5)
+    change = jax.tree.map(lambda a, b: a - b, own["backbone"], alone["backbone"])
+    assert float(optax.tree.norm(change)) > 1e-6
+    assert (PROJECTOR_SCOPE in own) == baselines.BASELINES[name].projector
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distill.relation": "gram", "distill.center": "none"},
+        {"distill.relation": "bins"},
+        {"distill.intra": True, "distill.center": "view", "distill.tap": 1},
+    ],
+)
+def test_variants_of_relations_have_gradients(records, changes):
+    terms, own, _ = Job(make_config(records, **{"distill.w_vr": 1.0}, **changes)).value_and_grad()
+    change = jax.tree.map(lambda a, b: a - b, own["decoder"], supervised(records)[1]["decoder"])
+    assert float(terms["vrkd"]) > 1e-6 and float(optax.tree.norm(change)) > 1e-6
+
+
+def test_the_tap_chooses_the_tokens(records):
+    values = [
+        float(Job(make_config(records, **{"distill.w_vr": 1.0, "distill.tap": tap})).value_and_grad()[0]["vrkd"])
+        for tap in (1, 3)
+    ]
+    assert values[0] != pytest.approx(values[1], rel=1e-3)
+
+
+def test_bins_from_a_trained_head(records):
+    job = Job(make_config(records, **{"distill.bins": "learned", **ALL}))
+    terms, own, teachers = job.value_and_grad()
+    assert norms(own)[TEACHER_BINS_SCOPE] > 0 and all(value == 0 for value in norms(teachers).values())
+    parts = float(terms["silog"] + 0.1 * terms["chamfer"] + terms["ckd"] + 0.1 * terms["vrkd"])
+    assert float(terms["loss"]) > parts + 0.9 * float(terms["teacher_silog"])
+    # without labels only the teacher's terms are left
+    unlabelled = {**job.batch, "depth": np.zeros_like(job.batch["depth"])}
+    terms, own, _ = job.value_and_grad(unlabelled)
+    assert norms(own)[TEACHER_BINS_SCOPE] == 0 and norms(own)["decoder"] > 0
+    assert float(terms["silog"]) == float(terms["ckd_cross"]) == 0 < float(terms["ckd_prob"])
+
+
+def test_a_weight_of_zero_leaves_the_term_out_of_the_program(records, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a term of weight 0 was traced")
+
+    def flops(**changes):
+        job = Job(make_config(records, **changes))
+        return job.step().lower(job.state, job.batch, job.frozen).compile().cost_analysis()["flops"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(relational, "relation_loss", refuse)
+        patch.setattr(distill, "crossing_loss", refuse)
+        prob = flops(**{"distill.w_ckd": 1.0, "distill.w_cross": 0.0})
+        patch.setattr(distill, "probability_loss", refuse)
+        none = flops(**{"distill.w_ckd": 0.0, "distill.w_vr": 0.0})
+        job = Job(make_config(records, **{"distill.w_ckd": 1.0, "distill.w_prob": 0.0, "distill.w_cross": 0.0}))
+        assert job.distilled is None  # nothing to teach: no teacher is opened
+    assert none < prob < flops(**ALL)
+
+
+def test_the_teacher_is_an_argument_of_the_step_and_not_baked_into_it(records):
+    job = Job(make_config(records, **ALL, **{"teacher.weights": "tiny"}))
+    text = job.step().lower(job.state, job.batch, job.frozen).as_text()
+    assert len(text) < 3_000_000  # its 6.3 million parameters would be 50 MB of text
+
+
+def test_permuting_cameras_with_their_calibration_changes_nothing(records):
+    job = Job(make_config(records, **ALL))
+    order = np.array([2, 0, 1])
+    permuted = {name: value[:, order] for name, value in job.batch.items()}
+    before, after = job.value_and_grad()[0], job.value_and_grad(permuted)[0]
+    for name in before:
+        assert float(after[name]) == pytest.approx(float(before[name]), rel=2e-4), name
+
+
+def test_views_dropped_or_masked_altogether_give_finite_gradients(records):
+    job = Job(make_config(records, **ALL, **{"distill.baseline": "dist"}))
+    hidden = np.zeros_like(job.batch["ego_mask"])
+    cases = [{"view_mask": np.array([[True, False, False]])}, {"ego_mask": hidden},
+             {"view_mask": np.zeros((1, 3), bool)}, {"depth": np.zeros_like(job.batch["depth"])}]  # fmt: skip
+    for case in cases:
+        terms, own, _ = job.value_and_grad({**job.batch, **case})
+        assert all(np.isfinite(float(value)) for value in terms.values())
+        assert np.isfinite(list(norms(own).values())).all()
+        if "depth" not in case and not case.get("view_mask", np.ones(1)).any():
+            assert float(terms["loss"]) == 0
+    assert float(job.value_and_grad({**job.batch, **cases[0]})[0]["vrkd"]) == 0  # no pair is left
+
+
+def test_the_step_learns_the_teachers_bins(records):
+    job = Job(make_config(records, **{"distill.w_ckd": 1.0, "distill.w_cross": 0.0}))
+    job.optimizer = optax.adam(1e-2)
+    state = fresh_state(job.model, job.optimizer)
+    step, values = job.step(), []
+    for _ in range(60):
+        state, metrics = step(state, job.batch, job.frozen)
+        values.append(float(metrics["ckd_prob"]))
+    assert values[-1] < 0.6 * values[0]
+
+
+def test_a_cache_gives_the_same_loss_as_the_teacher_in_the_step(records, tmp_path):
+    plain = {"augment.scale": (1.0, 1.0), "augment.jitter_probability": 0.0, "augment.flip": 0.0, **ALL}
+    on_the_fly = Job(make_config(records, **plain, **{"distill.tokens": (2, 4)}))
+    opened = open_records(str(records))
+    plan = teacher_cache.plan(TOY, opened, image_size=SIZE, longer_side=56, tokens=True, dtype="float32")
+    teacher_cache.write_cache(TOY, opened, tmp_path / "cache", plan, batch_size=1)
+    with pytest.raises(ConfigError, match=r"holds tokens of \(6, 10\), but distill.tokens = \(2, 4\)"):
+        Job(make_config(records, **plain, **{"teacher.cache": str(tmp_path / "cache")}))
+    without_tokens = {**plain, "distill.w_vr": 0.0}
+    cached = Job(make_config(records, **without_tokens, **{"teacher.cache": str(tmp_path / "cache")}))
+    assert cached.frozen is None and "clean_images" not in cached.batch
+    a, b = on_the_fly.value_and_grad()[0], cached.value_and_grad()[0]
+    for name in ("ckd_prob", "ckd_cross", "silog"):
+        assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3, abs=1e-4), name
+    with pytest.raises(ConfigError, match=r"teacher.cache: distill.bins = 'learned'"):
+        Job(
+            make_config(
+                records, **without_tokens, **{"teacher.cache": str(tmp_path / "cache"), "distill.bins": "learned"}
+            )
+        )
+
+
+def rows(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "train/loss" in line}
+
+
+def test_a_whole_run_resumes_evaluates_and_leaves_the_projector_behind(records, tmp_path, monkeypatch):
+    changes = {**ALL, "distill.baseline": "cwd", "train.eval_every": 3, "train.steps": 3}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    train(make_config(records, **changes), whole)
+    assert {"train/ckd_prob", "train/ckd_cross", "train/vrkd", "train/cwd", "train/silog"} <= set(rows(whole)[1])
+    log = job._Run._log
+
+    def stopped(self, step, *rest):
+        if step == 3:
+            raise KeyboardInterrupt
+        log(self, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(job._Run, "_log", stopped)
+        train(make_config(records, **changes), part)
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"taught by another teacher"):
+        patch.setattr(build_teacher, "open_teacher", lambda name: ToyTeacher(seed=5))
+        train(make_config(records, **changes), part)
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"(?s)other trained parameters.*projector"):
+        patch.setattr(checkpoint, "check_config", lambda *_: None)
+        train(make_config(records, **{**changes, "distill.baseline": ""}), part)
+    train(make_config(records, **changes), part)
+    assert list(rows(part)) == [1, 2, 3]
+    for name in ("loss", "cwd", "vrkd", "ckd_prob", "param_norm"):
+        assert rows(part)[3][f"train/{name}"] == rows(whole)[3][f"train/{name}"], name
+    identity = json.loads((whole / "identity.json").read_text())
+    assert identity["teacher"]["variant"] == "tiny" and re.fullmatch("[0-9a-f]{64}", identity["teacher"]["sha256"])
+    for which in ("best", "latest"):
+        tree, _, _ = checkpoint.read_parameters(whole, which)
+        assert PROJECTOR_SCOPE not in tree["params"] and "depth_bins" in tree["params"]
+    # evaluation and fine-tuning need no teacher
+    nobody = make_config(records, **{**ALL, "teacher.weights": ""})
+    assert np.isfinite(evaluate_run(nobody, whole).flat()["metric/abs_rel"])
+    train(make_config(records, **{"distill.baseline": "fitnets"}), tmp_path / "tuned", init_from=str(whole))
+    with pytest.raises(ConfigError, match=r"distill.baseline: checkpoint has 'cwd', config has ''"):
+        train(make_config(records, **ALL), whole)
+
+
+def test_wrong_keys_are_refused_before_any_work(records):
+    cases = {
+        r"distill.w_vr = -1.0: expected 0 or more": {"distill.w_vr": -1.0},
+        r"distill.tau = 0.0: expected a temperature": {"distill.tau": 0.0},
+        r"distill.bins: unknown name 'soft'.*soft_assign": {"distill.bins": "soft"},
+        r"distill.relation: unknown name 'token'": {"distill.relation": "token"},
+        r"distill.baseline: unknown name 'fitnet'; did you mean 'fitnets'": {"distill.baseline": "fitnet"},
+        r"distill.tap = 4": {"distill.tap": 4},
+        r"distill.center = 'view': relation gram": {
+            "distill.center": "view", "distill.relation": "gram", "distill.w_vr": 1.0},
+        r"two_hot' serves the term of distill.w_prob alone, not distill.w_cross": {
+            "distill.bins": "two_hot", "distill.w_ckd": 1.0},
+        r"distill.w_cross = 1.0: teaches bin centers, but those of model.bins = 'sid' are fixed": {
+            "distill.w_ckd": 1.0, "model.bins": "sid"},
+        r"teacher.longer_side = 5: expected at least 14": {"teacher.longer_side": 5},
+        r"distill.tokens = \(0, 4\)": {"distill.tokens": (0, 4)},
+    }  # fmt: skip
+    for message, changes in cases.items():
+        with pytest.raises(ConfigError, match=message):
+            build.check(make_config(records, **changes))
+    with pytest.raises(ConfigError, match=r"(?s)teacher.weights is empty.*tiny.*--config.distill.w_ckd=0"):
+        Job(make_config(records, **ALL, **{"teacher.weights": ""}))
+    for relation in ("tokens", "bins"):
+        with pytest.raises(ConfigError, match=r"distill.tokens = \(20, 40\): finer than what is compared"):
+            Job(make_config(records, **ALL, **{"distill.tokens": (20, 40), "distill.relation": relation}))
+    with pytest.raises(ConfigError, match=r"no two of the cameras \['FRONT'\] are adjacent"):
+        Job(make_config(records, **ALL, **{"data.cameras": ("FRONT",)}))
+    with pytest.raises(ConfigError, match=r"needs a metric teacher, and 'toy' is a relative one"):
+        Job(make_config(records, **{"distill.bins": "two_hot", "distill.w_ckd": 1.0, "distill.w_cross": 0.0}))
+    with pytest.raises(DataError, match=r"(?s)teachers/none.*README.*weights=tiny.*--config.distill.w_ckd=0"):
+        Job(make_config(records, **ALL, **{"teacher.weights": "teachers/none"}))
+
+
+def test_what_each_term_needs():
+    assert needs(DistillWeights()) == needs(DistillWeights(baseline="response"))
+    assert not needs(DistillWeights()).logits and not needs(DistillWeights()).tokens
+    assert needs(DistillWeights(w_ckd=1)).logits and not needs(DistillWeights(w_ckd=1)).tokens
+    assert needs(DistillWeights(w_vr=1)).tokens and not needs(DistillWeights(w_vr=1)).logits
+    assert needs(DistillWeights(w_vr=1, relation="bins")).logits
+    assert needs(DistillWeights(baseline="dist")).logits and needs(DistillWeights(baseline="sp")).tokens
+
+
+def test_two_hot_teaches_probabilities_on_the_students_own_centers(records, monkeypatch):
+    metric = ToyTeacher(max_depth=40.0)
+    monkeypatch.setattr(build_teacher, "open_teacher", lambda name: metric)
+    job = Job(make_config(records, **{"distill.bins": "two_hot", "distill.w_ckd": 1.0, "distill.w_cross": 0.0}))
+    terms, own, _ = job.value_and_grad()
+    images = normalise_images(job.batch["images"])
+    variables = {"params": job.state.params, "batch_stats": job.state.batch_stats}
+    outputs = job.model.apply(variables, images, job.batch["intrinsics"], job.batch["cam_to_ego"], train=False)
+    clean = normalise_images(job.batch["clean_images"])
+    depth = teacher_signal.run_teacher(metric.module(), metric.params, clean, size=job.distilled.loss.size).depth
+    d = np.asarray(teacher_bins.resize_rel_inv_depth(depth, 16, 32), np.float64)
+    centers = np.broadcast_to(np.asarray(outputs["bin_centers"], np.float64), (1, 3, 16, 32, 8))
+    above = np.clip((centers < d[..., None]).sum(-1), 1, 7)  # the two centers around every depth
+    low, high = (np.take_along_axis(centers, (above - k)[..., None], -1)[..., 0] for k in (1, 0))
+    share = np.clip((d - low) / (high - low), 0, 1)
+    p = np.zeros(centers.shape)
+    np.put_along_axis(p, (above - 1)[..., None], (1 - share)[..., None], -1)
+    np.put_along_axis(p, above[..., None], share[..., None], -1)
+    p = 0.99 * p + 0.01 / 8
+    z = np.asarray(outputs["bin_logits"], np.float64)
+    log_q = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    assert float(terms["ckd_prob"]) == pytest.approx(float((p * (np.log(p) - log_q)).sum(-1).mean()), rel=2e-3)
+    assert norms(own)["decoder"] > 0
