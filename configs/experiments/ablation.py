@@ -1,0 +1,138 @@
+"""What each part of the method adds over supervised training, beside other distillation methods; fits a CPU.
+
+python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare
+python -m fsmde_jax.experiment --suite ablation --rig nuscenes --phase tune
+python -m fsmde_jax.experiment --suite ablation --rig nuscenes --sweeps all
+python -m fsmde_jax.experiment --suite ablation --report docs/results
+
+Everything is rendered (docs/world.md), so a test needs no download and has exact depth. Few labels on purpose: one
+keyframe of 60 scenes, sparse LiDAR. All rows share records, student, steps, augmentation and the number of candidates.
+"""
+
+from fsmde_jax.experiment.suite import RigSetup, Row, Split, Suite, Sweep, swept
+
+# Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; neither is the
+# seed of the teacher's world (0, docs/teacher.md): a teacher that has seen these streets would know their depth.
+TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 60, 30, 60
+TRAIN_SEED, TEST_SEED = 2, 1
+
+# Height and width, multiples of 32 (so not 64x112, which would be nuScenes' shape).
+SIZES = {"nuscenes": (64, 128), "ddad": (64, 96)}
+
+
+def _split(rig: str, name: str) -> Split:
+    """One split of a rendered rig: "train" and "val" from one world, "test" from another."""
+    height, width = SIZES[rig]
+    test = name == "test"
+    world = f"data/ablation_{rig}" + "_test" * test
+    scenes = (0, TEST_SCENES) if test else (TRAIN_SCENES, VAL_SCENES)
+    render = (
+        f"python -m data_prep.world --rig {rig} --scenes {scenes[0]} --val_scenes {scenes[1]} --frames 1"
+        f" --seed {TEST_SEED if test else TRAIN_SEED} --image_size {height}x{width} --out {world}"
+    )
+    source = {
+        "nuscenes": f"python -m data_prep.nuscenes --dataroot {world} --version v1.0-trainval",
+        "ddad": f"python -m data_prep.ddad --json {world}/ddad.json --masks {world}/masks",
+    }[rig]
+    records = f"records/ablation_{rig}_{name}"
+    split = "train" if name == "train" else "val"
+    return Split(records, (render, f"{source} --split {split} --image_size native --out {records}"))
+
+
+def _rig(name: str) -> RigSetup:
+    """Depth range and focal lengths come from configs/<name>.py."""
+    splits = {split: _split(name, split) for split in ("train", "val", "test")}
+    return RigSetup(config=name, **splits, overrides={"data.image_size": SIZES[name]})
+
+
+SHARED = {
+    "data.batch_size": 1,
+    "data.num_threads": 1,
+    "model.encoder": "resnet18",  # random weights: nothing to download
+    "model.decoder_channels": (16, 24, 32, 48, 64),  # narrow
+    "model.num_bins": 32,
+    "optim.warmup_steps": 30,
+    "train.steps": 500,
+    "train.log_every": 50,
+    "train.picture_every": 0,
+    "train.eval_every": 100,  # the curve that shows whether training has settled
+    "train.eval_samples": 0,  # all val records: the best checkpoint is chosen on them, for every row alike
+    "train.checkpoint_every": 100,
+    "train.keep_checkpoints": 1,
+    "eval.num_pictures": 0,
+    # Supervised, whatever the rigs' configs teach by default; the rows below turn methods on.
+    "teacher.weights": "",
+    "distill.w_ckd": 0.0,
+    "distill.w_vr": 0.0,
+    "distill.baseline": "",
+}
+
+# The teacher of every row that has one: the one in this package, at the size that it was trained at.
+TEACHER = {"teacher.weights": "tiny", "teacher.dtype": "float32"}  # bfloat16 is faster on accelerators only
+CKD = {**TEACHER, "distill.w_ckd": 1.0, "distill.w_prob": 1.0, "distill.w_cross": 1.0}
+VRKD = {**TEACHER, "distill.w_vr": 0.1}
+
+
+# Weights of other methods where their authors' differ much from 1 (RKD's are inside its loss); to be tuned, with as
+# many candidates as every row, before anything is claimed of them.
+WEIGHTS = {"at": 1000.0}  # Zagoruyko and Komodakis 2017; its value falls with the number of cells
+
+
+def _other(name: str) -> Row:
+    """Another method's loss on the same student, teacher, data and budget."""
+    return Row({**TEACHER, "distill.baseline": name, "distill.w_baseline": WEIGHTS.get(name, 1.0)})
+
+
+ROWS = {
+    "supervised": Row({}, seeds=5),
+    "bins_kd": Row({**CKD, "distill.w_cross": 0.0}, seeds=5),  # cross-interaction without the crossing
+    "ckd": Row(CKD, seeds=5),
+    "vrkd": Row(VRKD, seeds=5),
+    "ckd_vrkd": Row({**CKD, **VRKD}, seeds=5),
+    **{name: _other(name) for name in ("response", "fitnets", "at", "sp", "rkd", "cwd", "dist", "cirkd")},
+}
+
+# The same number for every row. A row may have candidates of its own, e.g. of a loss weight, but equally many.
+CANDIDATES = tuple({"optim.lr": lr} for lr in (3e-4, 7e-4, 1.5e-3))
+
+SWEEPS = {
+    "label_density": swept(
+        "data.label_fraction", (0.01, 0.03, 0.1, 0.3, 1.0), ("supervised", "ckd", "ckd_vrkd"),
+        title="share of LiDAR points kept as training labels",
+    ),
+    "training_frames": Sweep(
+        "training frames",
+        {"10": {"data.train_samples": 10}, "20": {"data.train_samples": 20}, "40": {"data.train_samples": 40},
+         f"{TRAIN_SCENES}": {"data.train_samples": 0}},
+        ("supervised", "ckd", "ckd_vrkd"),
+    ),
+    "bins": swept("model.num_bins", (8, 16, 32, 64, 128), ("supervised", "ckd"), title="number of bins"),
+    "temperature": swept("distill.tau", (0.5, 1.0, 2.0, 4.0), ("bins_kd", "ckd"), title="temperature of L_prob"),
+    # Less trained teachers of the same size: configs/teacher_world.py with --config.train.steps=<steps>, then
+    # python -m fsmde_jax.convert --weights runs/<its workdir> --out teachers/tiny_<steps>.safetensors --half
+    "teacher": Sweep(
+        "teacher's training steps",
+        {
+            "500": {"teacher.weights": "teachers/tiny_500.safetensors"},
+            "2000": {"teacher.weights": "teachers/tiny_2000.safetensors"},
+            "6000": {"teacher.weights": "tiny"},
+        },
+        ("bins_kd", "ckd", "ckd_vrkd"),
+    ),
+    "student": swept(
+        "model.encoder", ("efficientnet_lite0", "resnet18", "resnet34"), ("supervised", "ckd", "ckd_vrkd"),
+        title="student's encoder",
+    ),
+}  # fmt: skip
+
+
+def get_suite() -> Suite:
+    return Suite(
+        name="ablation",
+        title="Ablation on the rendered world",
+        rigs={rig: _rig(rig) for rig in SIZES},
+        rows=ROWS,
+        candidates=CANDIDATES,
+        overrides=SHARED,
+        sweeps=SWEEPS,
+    )

@@ -1,0 +1,302 @@
+"""Experiments: what is run, skipped, resumed and refused; tuning; the command line; one whole experiment."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from configs import base
+from fsmde_jax.errors import ConfigError, DataError, TrainingError
+from fsmde_jax.experiment import __main__ as experiment
+from fsmde_jax.experiment import plan as experiment_plan
+from fsmde_jax.experiment import runs as experiment_runs
+from fsmde_jax.experiment.plan import TEST, Run
+from fsmde_jax.experiment.suite import Row, load_suite
+from tests import made_up_runs, rooms
+from tests.made_up_runs import DATA, Jobs
+from tests.sample_factory import write_folder
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    made = Jobs()
+    monkeypatch.setattr(experiment_runs, "train", made.train)
+    monkeypatch.setattr(experiment_runs, "evaluate_run", made.evaluate_run)
+    monkeypatch.setattr(experiment_runs, "release", lambda: None)
+    return made
+
+
+def _supervised(suite=None, count=2, phase=TEST):
+    suite = suite or made_up_runs.suite()
+    return [Run(suite, "ring", "supervised", seed, phase) for seed in range(count)]
+
+
+def test_runs_are_done_once_and_leave_a_result(jobs, tmp_path, capsys):
+    results = experiment.run_all(_supervised(), tmp_path, DATA)
+    assert jobs.calls == [
+        (what, f"supervised/seed{seed}") for seed in (0, 1) for what in ("train", "evaluate", "evaluate")
+    ]
+    folder = tmp_path / "small/ring/supervised/seed1"
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved == json.loads(json.dumps(results[1]))
+    assert saved["titles"] == {"lidar": "records/test, lidar", "dense": "records/test, dense"}
+    assert (saved["seed"], saved["data"], saved["commit"], saved["commit_of_evaluation"][0]) == (1, DATA, "1" * 40, "2")
+    assert saved["metrics"]["dense"]["metric/abs_rel"] == 0.2 and saved["teacher"] is None
+    assert saved["training"]["from_step"] == 0 and saved["config"]["train"]["steps"] == 2
+    assert "training output" in (folder / "log.txt").read_text()
+    assert not (folder / "checkpoints").exists() and (folder / "best").exists()
+    out = capsys.readouterr().out
+    assert "training output" not in out and "[1/2] ring supervised seed 0: metric/abs_rel lidar 0.2000" in out
+    assert re.search(r"\d+ s, 0:00:0\d left", out)
+    jobs.calls.clear()
+    assert experiment.run_all(_supervised(count=3), tmp_path, DATA)[:2] == [json.loads(json.dumps(r)) for r in results]
+    assert {where for _, where in jobs.calls} == {"supervised/seed2"}
+    assert "3 runs, 2 of them done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["train", "evaluate"])
+def test_a_killed_run_goes_on(jobs, tmp_path, where):
+    jobs.stop_at[where] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run_all(_supervised(count=1), tmp_path, DATA)
+    assert not list(tmp_path.rglob("result.json"))
+    jobs.calls.clear()
+    (result,) = experiment.run_all(_supervised(count=1), tmp_path, DATA)
+    assert [what for what, _ in jobs.calls] == ["train"] * (where == "train") + ["evaluate", "evaluate"]
+    assert result["training"]["from_step"] == (1 if where == "train" else 0)  # the fake left a checkpoint of step 1
+
+
+def test_an_error_of_a_run_names_its_folder_and_log(jobs, tmp_path):
+    jobs.stop_at["train"] = TrainingError("step 3: the loss is not finite")
+    with pytest.raises(TrainingError, match=r"not finite[\s\S]*supervised/seed0; its output is in log.txt"):
+        experiment.run_all(_supervised(), tmp_path, DATA)
+
+
+def test_a_finished_or_begun_run_of_another_config_is_refused(jobs, tmp_path):
+    experiment.run_all(_supervised(count=1), tmp_path, DATA)
+    other = made_up_runs.suite(overrides={**made_up_runs.SETTINGS, "train.steps": 4, "model.num_bins": 16})
+    jobs.calls.clear()
+    message = r"model\.num_bins: 8 there, 16 now\n  train\.steps: 2 there, 4 now"
+    with pytest.raises(ConfigError, match=message):
+        experiment.run_all(_supervised(other), tmp_path, DATA)
+    folder = tmp_path / "small/ring/supervised/seed0"
+    (folder / "result.json").unlink()  # begun, not finished
+    with pytest.raises(ConfigError, match=message):
+        experiment.run_all(_supervised(other), tmp_path, DATA)
+    with pytest.raises(ConfigError, match="other val records"):
+        experiment.run_all(_supervised(), tmp_path, {**DATA, "val": "d"})
+    assert not jobs.calls
+
+
+def test_a_key_that_came_later_is_a_difference_where_it_is_not_what_base_says(jobs, tmp_path):
+    suite = made_up_runs.suite(overrides={k: v for k, v in made_up_runs.SETTINGS.items() if k != "model.focal_range"})
+    own = Run(suite, "ring", "supervised", 0, TEST).config().model.focal_range  # the rig's, configs/nuscenes.py
+    assert own != base.get_config().model.focal_range
+    experiment.run_all(_supervised(suite, 1), tmp_path, DATA)
+    path = tmp_path / "small/ring/supervised/seed0/result.json"
+    content = json.loads(path.read_text())
+    del content["config"]["eval"]["flip_tta"]
+    path.write_text(json.dumps(content))
+    experiment.run_all(_supervised(suite, 1), tmp_path, DATA)
+    del content["config"]["model"]["focal_range"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"model\.focal_range: unknown there, \(310"):
+        experiment.run_all(_supervised(suite, 1), tmp_path, DATA)
+
+
+def test_a_result_from_other_records_or_another_teacher_or_damaged_is_refused(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment_runs, "_hash_of", lambda weights: "e" * 64)
+    runs = [Run(made_up_runs.suite(), "ring", "ckd", 0, TEST)]
+    (result,) = experiment.run_all(runs, tmp_path, DATA)
+    assert result["teacher"] == {"weights": "tiny", "sha256": "e" * 64}
+    with pytest.raises(ConfigError, match="other test records"):
+        experiment.run_all(runs, tmp_path, {**DATA, "test": "d" * 64})
+    monkeypatch.setattr(experiment_runs, "_hash_of", lambda weights: "f" * 64)
+    with pytest.raises(ConfigError, match="another teacher"):
+        experiment.run_all(runs, tmp_path, DATA)
+    (tmp_path / runs[0].folder / "result.json").write_text("{")
+    with pytest.raises(DataError, match=r"result\.json: damaged"):
+        experiment.run_all(runs, tmp_path, DATA)
+
+
+def test_the_shipped_teacher_is_named_by_its_hash():
+    config = Run(made_up_runs.suite(), "ring", "ckd", 0, TEST).config()
+    assert re.fullmatch("[0-9a-f]{64}", experiment_runs._teacher(config)["sha256"])
+
+
+def test_tuning_chooses_by_val_and_the_test_phase_uses_it(jobs, tmp_path, capsys):
+    suite = made_up_runs.suite()
+    jobs.value = lambda config: {1e-3: 0.3, 3e-3: 0.25}[config.optim.lr]
+    with pytest.raises(ConfigError, match=r"nothing tuned yet[\s\S]*--phase tune --root \S+ --rows supervised"):
+        experiment_runs.read_tuned(tmp_path, suite, "ring", ["supervised"], DATA)
+    val = {role: DATA[role] for role in ("train", "val")}  # tuning never opens the test records
+    experiment.tune(suite, "ring", ["supervised"], tmp_path, val)
+    tuned = json.loads((tmp_path / "small/ring/tuned.json").read_text())
+    row = tuned["rows"]["supervised"]
+    assert row["chosen"] == {"optim.lr": 3e-3}
+    assert [(c["overrides"], c["mean"]) for c in row["candidates"]] == [
+        ({"optim.lr": 1e-3}, 0.3),
+        ({"optim.lr": 3e-3}, 0.25),
+    ]
+    assert not list(tmp_path.rglob("best")) and len(list(tmp_path.rglob("result.json"))) == 2
+    assert {what for what, _ in jobs.calls} == {"train", "evaluate"} and len(jobs.calls) == 4  # lidar only
+    assert experiment_runs.read_tuned(tmp_path, suite, "ring", ["supervised"], DATA) == {
+        "supervised": {"optim.lr": 3e-3}
+    }
+    with pytest.raises(ConfigError, match=r"ckd tuned yet[\s\S]*--rows ckd"):
+        experiment_runs.read_tuned(tmp_path, suite, "ring", ["supervised", "ckd"], DATA)
+    untuned = made_up_runs.suite(rows={**suite.rows, "ckd": Row({}, tuned=False)})
+    assert experiment_runs.read_tuned(tmp_path, untuned, "ring", ["ckd"], DATA) == {"ckd": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "message"),
+    [
+        ({"candidates": ({"optim.lr": 1e-3}, {"optim.lr": 5e-3})}, {}, "the candidates"),
+        ({"overrides": {**made_up_runs.SETTINGS, "train.steps": 4}}, {}, r"train\.steps: 2 there, 4 now"),
+        ({}, {"val": "d"}, "val records"),
+    ],
+)
+def test_tuning_of_something_else_is_refused(jobs, tmp_path, changes, data, message):
+    experiment.tune(made_up_runs.suite(), "ring", ["supervised"], tmp_path, DATA)
+    with pytest.raises(ConfigError, match=message):
+        experiment_runs.read_tuned(tmp_path, made_up_runs.suite(**changes), "ring", ["supervised"], {**DATA, **data})
+
+
+SUITE_FILE = """
+import dataclasses
+from fsmde_jax.experiment.suite import swept
+from tests import made_up_runs
+
+def get_suite():
+    suite = made_up_runs.suite({place!r})
+    rows = {{name: dataclasses.replace(row, seeds=1) for name, row in suite.rows.items()}}
+    sweeps = {{"bins": swept("model.num_bins", (4, 8), ("supervised",), seeds=1)}}
+    return dataclasses.replace(suite, rows=rows, sweeps=sweeps, candidates=suite.candidates[:1])
+"""
+
+
+@pytest.fixture(scope="module")
+def room_records(tmp_path_factory):
+    place = tmp_path_factory.mktemp("records")
+    for start, role in enumerate(("train", "val", "test")):
+        samples = [rooms.make(4 * start + k, cameras=3, native_size=(48, 80)) for k in range(4)]
+        names = {"scenes": [f"{role}-{k}" for k in range(4)]}
+        samples = [dataclasses.replace(s, scene=n) for s, n in zip(samples, names["scenes"], strict=True)]
+        write_folder(place / role, samples, **names)
+    return place
+
+
+@pytest.fixture(scope="module")
+def suite_file(room_records):
+    path = room_records / "tiny_suite.py"
+    path.write_text(SUITE_FILE.format(place=str(room_records)))
+    return str(path)
+
+
+def _main(*words):
+    experiment.main([str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "ablatoin"], "no file ablatoin.py; there are ablation"),
+        (["--suite", "ablation"], "name a rig with --rig; ablation has nuscenes, ddad"),
+        (["--suite", "ablation", "--rig", "kitti"], "--rig: unknown name 'kitti'. There are: nuscenes, ddad"),
+        (["--suite", "ablation", "--rig", "ddad", "--rows", "ckt"], "did you mean 'ckd'?"),
+        (["--suite", "ablation", "--rig", "ddad", "--sweeps", "bin"], "did you mean 'bins'?"),
+        (["--suite", "ablation", "--rig", "ddad", "--phase", "tune", "--seeds", "1"], "not for --phase tune"),
+        (["--suite", "ablation", "--rig", "ddad", "--seeds", "100"], "a test takes other seeds"),
+        (["--suite", "ablation", "--report", "x", "--rows", "ckd"], "--suite, --rig and --root only"),
+        (["--suite", "ablation", "--rig", "ddad", "--prepare", "--dry_run"], "only makes the records"),
+    ],
+)
+def test_mistakes_on_the_command_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        _main(*words, "--root", "runs")
+    assert error.value.code == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_records_name_their_commands_and_prepare_runs_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suite.py").write_text(SUITE_FILE.format(place="records"))
+    with pytest.raises(SystemExit):
+        _main("--suite", "suite.py", "--rig", "ring")
+    assert "python -m data_prep.world --out records\n  python -m make train" in capsys.readouterr().err
+    ran = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(experiment.subprocess, "run", lambda words, check: ran.append(words[1:]) or Done)
+    _main("--suite", "suite.py", "--rig", "ring", "--prepare")
+    assert ran == [["-m", "data_prep.world", "--out", "records"], *(["-m", "make", role] for role in DATA)]
+    Done.returncode = 3
+    with pytest.raises(DataError, match="ended with status 3"):
+        experiment.prepare(made_up_runs.splits().values())
+
+
+def test_dry_run_lists_runs_and_computes_nothing(suite_file, jobs, tmp_path, capsys):
+    made_up_runs.write(tmp_path, run := Run(load_suite(suite_file), "ring", "supervised", 0, TEST), {"seed": 0})
+    _main("--suite", suite_file, "--rig", "ring", "--root", tmp_path, "--sweeps", "all", "--dry_run")
+    out = capsys.readouterr().out
+    assert f"done   {tmp_path / run.folder}" in out and f"to do  {tmp_path}/small/ring/supervised-bins=4/seed0" in out
+    assert "3 runs: 1 done, 0 begun, 2 to do; 4 training steps at most" in out and not jobs.calls
+
+
+@pytest.mark.parametrize("rig", ["nuscenes", "ddad"])
+def test_every_config_of_the_ablation_suite_passes_the_jobs_checks(rig):
+    suite = load_suite("ablation")
+    free = {row: {} for row in suite.rows}
+    runs = experiment_plan.planned_tests(suite, rig, list(suite.rows), free, sweeps=suite.sweeps)
+    experiment.check([*experiment_plan.planned_tuning(suite, rig, suite.rows), *runs])
+    wrong = dataclasses.replace(suite, rows={**suite.rows, "at": Row({"distill.baseline": "att"})})
+    with pytest.raises(ConfigError, match=r"suite 'ablation', row 'at': distill\.baseline: unknown name 'att'"):
+        experiment.check([Run(wrong, rig, "at", 0, TEST)])
+
+
+def test_help_names_everything(capsys):
+    with pytest.raises(SystemExit):
+        _main("--help")
+    out = capsys.readouterr().out
+    for word in (
+        "--suite",
+        "--rig",
+        "--root",
+        "--rows",
+        "--seeds",
+        "--phase",
+        "--sweeps",
+        "--dry_run",
+        "--report",
+        "ablation",
+    ):
+        assert word in out
+
+
+@pytest.mark.slow
+def test_whole_experiment_on_real_jobs(suite_file, tmp_path, capsys):
+    """Tune, test and report with the real jobs: two steps of supervised and distilled students."""
+    root = tmp_path / "runs"
+    words = ["--suite", suite_file, "--rig", "ring", "--root", root]
+    with pytest.raises(SystemExit):
+        _main(*words)
+    assert "nothing tuned yet" in capsys.readouterr().err
+    _main(*words, "--phase", "tune")
+    _main(*words, "--sweeps", "bins")
+    _main(*words, "--sweeps", "bins")
+    assert "3 runs, 3 of them done before" in capsys.readouterr().out
+    result = json.loads((root / "small/ring/ckd/seed0/result.json").read_text())
+    assert result["titles"]["dense"].startswith("test 1 train, DENSE ground truth")
+    assert result["samples"] == {"lidar": 4, "dense": 4} and result["teacher"]["weights"] == "tiny"
+    assert result["metrics"]["lidar"]["metric/abs_rel"] != result["metrics"]["dense"]["metric/abs_rel"]
+    assert {"metric/a3", "median/abs_rel", "consistency/overall"} <= set(result["metrics"]["lidar"])
+    assert result["training"]["seconds"] > 0 and result["hardware"]["platform"] == "cpu"
+    _main("--suite", suite_file, "--root", root, "--report", tmp_path / "out")
+    page = (tmp_path / "out/small.md").read_text()
+    assert "| `ckd` | 1 |" in page and "### Tuning" in page and (tmp_path / "out/small_ring_bins.png").is_file()
