@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.teacher import same_conditions
 
-SIZES = ((1, 518, 518), (6, 350, 630))
+SIZES = ((1, 518, 518), (6, 518, 518))  # KerasHub takes square images only
 
 
 def ours(size: tuple[int, int, int]) -> Callable[[Any], Any]:
@@ -49,7 +49,7 @@ def theirs(size: tuple[int, int, int]) -> Callable[[Any], Any]:
     model = DepthAnythingBackbone(
         image_encoder=encoder, reassemble_factors=[4, 2, 1, 0.5], neck_hidden_dims=[48, 96, 192, 384],
         fusion_hidden_dim=64, head_hidden_dim=32, head_in_index=-1,
-        feature_keys=["Stage3", "Stage6", "Stage9", "Stage12"],
+        feature_keys=["stage3", "stage6", "stage9", "stage12"],
     )  # fmt: skip
     trainable = [v.value for v in model.trainable_variables]
     other = [v.value for v in model.non_trainable_variables]

@@ -159,6 +159,7 @@ def teacher_of_run(workdir: str | Path) -> Teacher:
     training |= {"step": step, "steps": config["train"]["steps"], "rigs_per_step": config["data"]["batch_size"]}
     training |= {"seed": config["seed"], "gradient_weight": config["loss"]["gradient_weight"]}
     training |= {"optim": config["optim"], "augment": config["augment"], "evaluations": _evaluations(workdir)}
+    training |= {"started_from": config["teacher"]["weights"]}
     longer_side = config["teacher"]["longer_side"]
     card = Card(
         config["teacher"]["variant"], source=workdir.name, longer_side=longer_side,

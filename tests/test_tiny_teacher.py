@@ -37,7 +37,7 @@ def test_it_ships_small_with_a_card():
 
 def test_it_opens_by_name_and_predicts_at_the_size_it_was_trained_at():
     teacher = open_teacher("tiny")
-    assert teacher.card.variant == "tiny" and teacher.card.longer_side == 168 and teacher.card.max_depth is None
+    assert teacher.card.variant == "tiny" and teacher.card.longer_side == 252 and teacher.card.max_depth is None
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(teacher.params))
     # A road below a sky: the ground gets nearer towards the lower edge.
     image = np.full((196, 336, 3), (150, 180, 220), np.uint8)
@@ -56,7 +56,7 @@ def test_it_beats_predictors_without_a_network_on_streets_it_has_not_seen(tmp_pa
         "--out", str(tmp_path / "records"), "--workers", "1",
     ])  # fmt: skip
     results = teacher_accuracy.measure(
-        open_teacher("tiny"), str(tmp_path / "records"), truth="dense", fit="", longer_side=168, max_depth=None,
+        open_teacher("tiny"), str(tmp_path / "records"), truth="dense", fit="", longer_side=252, max_depth=None,
         limit=0, num_pictures=0,
     )  # fmt: skip
     found = {name: rows["all"]["abs_rel"] for name, rows in results.trivial.items()}
