@@ -1,6 +1,7 @@
 """From a config to a student's teacher: keys of `teacher` and `distill` checked, network opened, loss built."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -166,7 +167,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
 def _check_relations(
     weights: DistillWeights, records: Records, image_size: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    """That there is something to compare (`ConfigError`): adjacent cameras, tokens not finer than their features."""
+    """That tokens are not finer than their features (`ConfigError`) and that cameras are adjacent (a warning)."""
     stride = 2 if weights.relation == "bins" else FEATURE_STRIDE
     student = tuple(side // stride for side in image_size)
     teacher = student if weights.relation == "bins" else tuple(side // PATCH for side in size)
@@ -178,9 +179,10 @@ def _check_relations(
     first = records[0]
     pairs = geometry.adjacency(first.cam_to_ego, first.intrinsics, first.image_size[:, 1])
     if not np.asarray(pairs).any():
-        raise ConfigError(
-            f"distill.w_vr = {weights.w_vr}: no two of the cameras {records.cameras} are adjacent, so there are no"
-            " relations; set it to 0, or name other cameras in data.cameras"
+        print(
+            f"warning: distill.w_vr = {weights.w_vr}: no two of the cameras {records.cameras} are adjacent, so there"
+            " are no relations to teach; set it to 0, or name other cameras in data.cameras",
+            file=sys.stderr,
         )
 
 

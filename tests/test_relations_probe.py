@@ -367,7 +367,7 @@ def fails(capsys, *flags):
 
 def test_errors_say_what_to_do(folder, student, capsys, tmp_path):
     records = ["--records", str(folder / "mini_val")]
-    assert "--tokens 20x30: finer than the teacher's own tokens, 7x12" in fails(capsys, *records, "--tokens", "20x30")
+    assert "--tokens 20x30: finer than the teacher's own tokens, 10x18" in fails(capsys, *records, "--tokens", "20x30")
     message = fails(capsys, *records, "--tokens", "7x13", "--longer_side", "630", "--student", str(student[0]))
     assert "finer than the student's features, 8x12" in message
     assert "expected ROWSxCOLUMNS" in fails(capsys, *records, "--tokens", "0x4")
