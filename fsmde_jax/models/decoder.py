@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fsmde_jax.models.convolution import convolve
+
 Dtype = Any
 Array = Any
 
@@ -34,7 +36,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         x = nn.Conv(
             self.features, (self.kernel, self.kernel), padding=self.kernel // 2, use_bias=False, dtype=self.dtype,
-            kernel_init=_KERNEL_INIT, name="conv",
+            kernel_init=_KERNEL_INIT, conv_general_dilated=convolve, name="conv",
         )(x)  # fmt: skip
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")(
             x, mask=mask

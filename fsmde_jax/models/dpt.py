@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fsmde_jax import interpolate
+from fsmde_jax.models.convolution import convolve
 
 Dtype = Any
 Array = Any
@@ -20,7 +21,8 @@ HEAD_WIDTH = 32  # channels before the last layer, in every variant
 def _conv(features: int, kernel: int, dtype: Dtype, name: str, *, stride: int = 1, bias: bool = True) -> nn.Conv:
     # 'SAME' would pad a stride-2 3x3 convolution by (0, 1); torch pads by (1, 1).
     return nn.Conv(
-        features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, use_bias=bias, dtype=dtype, name=name
+        features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, use_bias=bias, dtype=dtype, name=name,
+        conv_general_dilated=convolve,
     )
 
 

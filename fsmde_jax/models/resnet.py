@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fsmde_jax.models.convolution import convolve
+
 Dtype = Any
 Array = Any
 
@@ -26,7 +28,7 @@ def _conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str) -> n
     # 'SAME' would pad a stride-2 3x3 convolution by (0, 1); torch pads by (1, 1).
     return nn.Conv(
         features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, use_bias=False, dtype=dtype,
-        kernel_init=_KERNEL_INIT, name=name,
+        kernel_init=_KERNEL_INIT, conv_general_dilated=convolve, name=name,
     )  # fmt: skip
 
 

@@ -1,0 +1,46 @@
+"""Convolution on small maps against XLA's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from fsmde_jax.models.convolution import convolve
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"),
+    [((2, 4), 3, 1), ((4, 8), 3, 2), ((1, 1), 3, 1), ((3, 5), 3, 2), ((2, 2), 7, 2), ((5, 6), 3, 1), ((2, 3), 1, 1)],
+)
+def test_numbers_and_gradients_are_those_of_the_plain_convolution(size, kernel, stride):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *size, 5)), jnp.float32)
+    layers = [
+        nn.Conv(7, (kernel, kernel), (stride, stride), padding=kernel // 2, **options)
+        for options in ({}, {"conv_general_dilated": convolve})
+    ]
+    variables = layers[0].init(jax.random.key(0), x)
+    outputs = [layer.apply(variables, x) for layer in layers]
+    weights = rng.normal(size=outputs[0].shape)
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+
+    def total(layer, variables, x):
+        return (layer.apply(variables, x) * weights).sum()
+
+    gradients = [jax.grad(functools.partial(total, layer), argnums=(0, 1))(variables, x) for layer in layers]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *reversed(gradients))
+
+
+def test_the_slow_form_is_left_on_small_maps_only():
+    def primitives(size, groups=1):
+        layer = nn.Conv(4, (3, 3), padding=1, feature_group_count=groups, conv_general_dilated=convolve)
+        x = jnp.zeros((1, *size, 4))
+        variables = layer.init(jax.random.key(0), x)
+        return str(jax.make_jaxpr(layer.apply)(variables, x))
+
+    assert "conv_general_dilated" not in primitives((2, 8))
+    assert "conv_general_dilated" in primitives((3, 8))
+    assert "conv_general_dilated" in primitives((2, 8), groups=2)  # depthwise and grouped ones have their own code
