@@ -14,6 +14,7 @@ from fsmde_jax.data.records import Records, open_records
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.losses import total
 from fsmde_jax.models import depth_bins, registry
+from fsmde_jax.names import check_name, flatten
 from fsmde_jax.state import LossFn, ReadFn
 
 TASKS = ("student", "teacher")
@@ -29,14 +30,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: naming the key and what was expected.
     """
-    flat = _flat(config.to_dict())
+    flat = flatten(config.to_dict())
     for key, length in _LENGTHS.items():
         if len(flat[key]) != length:
             raise ConfigError(f"{key} = {tuple(flat[key])}: expected {length} numbers")
     for key in _POSITIVE:
         if flat[key] < 1:
             raise ConfigError(f"{key} = {flat[key]}: expected at least 1")
-    registry.check_name("task", flat["task"], TASKS)
+    check_name("task", flat["task"], TASKS)
     if flat["task"] == "teacher" and flat["train.encoder_weights"]:
         raise ConfigError("train.encoder_weights: a student's; a teacher starts from teacher.weights")
     if flat["task"] == "student":
@@ -45,14 +46,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"loss.gradient_weight = {flat['loss.gradient_weight']}: expected 0 or more")
     if flat["eval.checkpoint"] not in ("best", "latest"):
         raise ConfigError(f"eval.checkpoint = {flat['eval.checkpoint']!r}: expected best or latest")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:

@@ -20,6 +20,7 @@ from fsmde_jax.models import registry
 from fsmde_jax.models.projector import Projector
 from fsmde_jax.models.teacher_head import TeacherBins
 from fsmde_jax.models.teacher_images import LONGER_SIDE, PATCH, teacher_size
+from fsmde_jax.names import check_name
 from fsmde_jax.teacher import Teacher, open_teacher, weight_hash
 
 FEATURE_STRIDE = 8  # of the student's features that are compared with a teacher's
@@ -38,10 +39,10 @@ def check_distillation(flat: dict[str, Any]) -> None:
     for key in ("tau", "tau_r"):
         if not flat[f"distill.{key}"] > 0:
             raise ConfigError(f"distill.{key} = {flat[f'distill.{key}']}: expected a temperature above 0")
-    registry.check_name("distill.bins", flat["distill.bins"], BINS)
-    registry.check_name("distill.relation", flat["distill.relation"], total.RELATIONS)
-    registry.check_name("distill.center", flat["distill.center"], relational.CENTERS)
-    registry.check_name("teacher.dtype", flat["teacher.dtype"], registry.DTYPES)
+    check_name("distill.bins", flat["distill.bins"], BINS)
+    check_name("distill.relation", flat["distill.relation"], total.RELATIONS)
+    check_name("distill.center", flat["distill.center"], relational.CENTERS)
+    check_name("teacher.dtype", flat["teacher.dtype"], registry.DTYPES)
     if min(flat["distill.tokens"]) < 1:
         raise ConfigError(f"distill.tokens = {tuple(flat['distill.tokens'])}: expected two numbers above 0")
     if flat["teacher.longer_side"] and flat["teacher.longer_side"] < PATCH:

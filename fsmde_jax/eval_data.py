@@ -1,6 +1,5 @@
 """What an evaluation measures on: its records, checked and titled, and the batches that the network sees of them."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from fsmde_jax.data.records import Records, require_dense_depth
 from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.eval_options import EvalOptions
+from fsmde_jax.names import nearest
 from fsmde_jax.protocols import TruthKind
 
 OFFICIAL_COUNTS = {
@@ -67,9 +67,9 @@ def split_cameras(cameras: Sequence[str], dropped: Sequence[str]) -> tuple[list[
     """
     for name in dropped:
         if name not in cameras:
-            close = difflib.get_close_matches(name, cameras, n=1, cutoff=0.0)[0]
+            near = nearest(name, cameras, cutoff=0.0)
             raise ConfigError(
-                f"eval.drop_cameras: no camera {name!r}; did you mean {close!r}? there are {', '.join(cameras)}"
+                f"eval.drop_cameras: no camera {name!r}; did you mean {near!r}? there are {', '.join(cameras)}"
             )
     kept = [i for i, name in enumerate(cameras) if name not in dropped]
     if not kept:

@@ -1,12 +1,12 @@
 """How to evaluate: the options of one evaluation, and what a config says about them."""
 
 import dataclasses
-import difflib
 
 import ml_collections
 
 from fsmde_jax import metrics
 from fsmde_jax.errors import ConfigError
+from fsmde_jax.names import nearest
 from fsmde_jax.protocols import RANGES, TruthKind
 
 PROTOCOLS = ("surround", "vfdepth", "affine")
@@ -88,7 +88,7 @@ def check_best(config: ml_collections.ConfigDict) -> None:
     known += ["consistency/overall"] if options.protocol == "surround" else []
     name = config.eval.best_metric
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        near = nearest(name, known, cutoff=0.0)
         raise ConfigError(
-            f"eval.best_metric = {name!r} cannot be minimised under {options.protocol}; use e.g. {close!r}"
+            f"eval.best_metric = {name!r} cannot be minimised under {options.protocol}; use e.g. {near!r}"
         )

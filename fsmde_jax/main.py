@@ -7,7 +7,6 @@
 Every key of configs/base.py can be overridden with --config.<key>=<value>. Running the same command again resumes.
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fsmde_jax.errors import ConfigError, exit_with_message
+from fsmde_jax.names import flatten, nearest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/nuscenes.py.", lock_config=True)
 _MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train", "evaluate", "train_and_evaluate"], "What to do.")
@@ -84,21 +84,15 @@ def _explain(error: Exception, argv: list[str]) -> str:
     for argument in argv:
         match = re.match(r"^--?config\.([\w.]+)", argument)
         if match and known and match.group(1) not in known:
-            near = difflib.get_close_matches(match.group(1), known, n=1, cutoff=0.0)
-            return f"unknown config key {match.group(1)!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            near = nearest(match.group(1), known, cutoff=0.0)
+            return f"unknown config key {match.group(1)!r}" + (f"; did you mean {near!r}?" if near else "")
     return text
 
 
 def _known_keys() -> list[str]:
     from configs import base
 
-    def walk(node: dict, prefix: str) -> list[str]:
-        keys = []
-        for key, value in node.items():
-            keys += walk(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-        return keys
-
-    return walk(base.get_config().to_dict(), "")
+    return list(flatten(base.get_config().to_dict()))
 
 
 if __name__ == "__main__":

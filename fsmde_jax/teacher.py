@@ -18,8 +18,8 @@ import numpy as np
 from fsmde_jax import checkpoint, teacher_weights
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
-from fsmde_jax.models import registry
 from fsmde_jax.models.depth_anything import VARIANTS, DepthAnything
+from fsmde_jax.names import check_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Card:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # how it was trained, and what was measured
 
     def __post_init__(self) -> None:
-        registry.check_name("variant", self.variant, VARIANTS)
+        check_name("variant", self.variant, VARIANTS)
         if self.version not in (1, 2):
             raise ConfigError(f"version: Depth Anything has versions 1 and 2, got {self.version!r}")
         if self.max_depth is not None and not 0 < self.max_depth < float("inf"):

@@ -20,8 +20,8 @@ import safetensors.numpy
 
 from fsmde_jax import weights
 from fsmde_jax.errors import DataError
-from fsmde_jax.models import registry
 from fsmde_jax.models.depth_anything import VARIANTS, DepthAnything, Variant
+from fsmde_jax.names import check_name
 
 Path = weights.Path
 Tensors = weights.Tensors
@@ -166,7 +166,7 @@ def convert_teacher(
         )
     chosen = found if variant is None else variant
     if isinstance(chosen, str):
-        registry.check_name("variant", chosen, VARIANTS)
+        check_name("variant", chosen, VARIANTS)
     if found and isinstance(chosen, str) and chosen != found:
         raise DataError(f"{source}: not weights of {chosen}; it looks like {found}")
     whole = template(chosen)
@@ -191,7 +191,7 @@ def load_teacher(path: str | pathlib.Path, variant: str | None = None) -> tuple[
       ConfigError: unknown variant.
     """
     if variant is not None:
-        registry.check_name("variant", variant, VARIANTS)
+        check_name("variant", variant, VARIANTS)
     params, chosen = convert_teacher(weights.load_tensors(path), variant, source=str(path))
     assert isinstance(chosen, str)
     return params, chosen

@@ -28,7 +28,7 @@ LEVELS = [
     {"fsmde_jax.consistency", "fsmde_jax.metrics", "fsmde_jax.data.records", "fsmde_jax.data.transforms",
      "fsmde_jax.data.augment", "fsmde_jax.data.teacher_maps", "fsmde_jax.data.prefetch"},
     {"fsmde_jax.geometry", "fsmde_jax.interpolate", "fsmde_jax.data.schema", "fsmde_jax.data.tfrecord",
-     "fsmde_jax.data.dense"},
+     "fsmde_jax.data.dense", "fsmde_jax.names"},
     {"fsmde_jax.errors", "fsmde_jax"},
 ]  # fmt: skip
 SAME_LEVEL = {

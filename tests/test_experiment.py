@@ -9,10 +9,11 @@ import pytest
 from configs import base
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.experiment import __main__ as experiment
+from fsmde_jax.experiment import inputs as experiment_inputs
 from fsmde_jax.experiment import plan as experiment_plan
 from fsmde_jax.experiment import runs as experiment_runs
 from fsmde_jax.experiment.plan import TEST, Run
-from fsmde_jax.experiment.suite import Row, load_suite
+from fsmde_jax.experiment.suite import RigSetup, Row, Split, Sweep, load_suite
 from tests import made_up_runs, rooms
 from tests.made_up_runs import DATA, Jobs
 from tests.sample_factory import write_folder
@@ -65,6 +66,36 @@ def test_a_killed_run_goes_on(jobs, tmp_path, where):
     (result,) = experiment.run_all(_supervised(count=1), tmp_path, DATA)
     assert [what for what, _ in jobs.calls] == ["train"] * (where == "train") + ["evaluate", "evaluate"]
     assert result["training"]["from_step"] == (1 if where == "train" else 0)  # the fake left a checkpoint of step 1
+
+
+@pytest.mark.parametrize("keep", ["none", "best", "all"])
+def test_a_deleted_result_is_made_again_from_what_was_kept(jobs, tmp_path, keep):
+    runs = _supervised(made_up_runs.suite(keep=keep), 1)
+    (first,) = experiment.run_all(runs, tmp_path, DATA)
+    folder = tmp_path / runs[0].folder
+    assert [(folder / name / "1").is_dir() for name in ("checkpoints", "best")] == [keep == "all", keep != "none"]
+    (folder / "result.json").unlink()
+    jobs.calls.clear()
+    (again,) = experiment.run_all(runs, tmp_path, DATA)
+    assert [what for what, _ in jobs.calls] == ["train"] * (keep == "none") + ["evaluate", "evaluate"]
+    assert again["metrics"] == first["metrics"] and again["training"]["from_step"] == 0
+
+
+def test_a_run_whose_best_checkpoint_is_of_a_deleted_training_starts_from_nothing(jobs, tmp_path, monkeypatch):
+    """`eval.checkpoint` = latest, but only the best was kept: the new training must not find the old one's best."""
+    runs = _supervised(made_up_runs.suite(overrides={**made_up_runs.SETTINGS, "eval.checkpoint": "latest"}), 1)
+    experiment.run_all(runs, tmp_path, DATA)
+    folder = tmp_path / runs[0].folder
+    (folder / "result.json").unlink()
+    seen = []
+
+    def train(config, workdir):
+        seen.append((workdir / "best").exists())
+        jobs.train(config, workdir)
+
+    monkeypatch.setattr(experiment_runs, "train", train)
+    experiment.run_all(runs, tmp_path, DATA)
+    assert seen == [False] and (folder / "result.json").is_file()
 
 
 def test_an_error_of_a_run_names_its_folder_and_log(jobs, tmp_path):
@@ -156,12 +187,26 @@ def test_tuning_chooses_by_val_and_the_test_phase_uses_it(jobs, tmp_path, capsys
         ({"candidates": ({"optim.lr": 1e-3}, {"optim.lr": 5e-3})}, {}, "the candidates"),
         ({"overrides": {**made_up_runs.SETTINGS, "train.steps": 4}}, {}, r"train\.steps: 2 there, 4 now"),
         ({}, {"val": "d"}, "val records"),
+        ({"tuning_seeds": (100, 101)}, {}, r"tuning_seeds: \[100\] there, \[100, 101\] now[\s\S]*--rows supervised"),
+        ({"metric": "metric/rmse"}, {}, r"tuned\.json[\s\S]*metric: metric/abs_rel there, metric/rmse now"),
     ],
 )
 def test_tuning_of_something_else_is_refused(jobs, tmp_path, changes, data, message):
     experiment.tune(made_up_runs.suite(), "ring", ["supervised"], tmp_path, DATA)
     with pytest.raises(ConfigError, match=message):
         experiment_runs.read_tuned(tmp_path, made_up_runs.suite(**changes), "ring", ["supervised"], {**DATA, **data})
+
+
+def test_rows_that_another_metric_or_other_seeds_chose_do_not_stay_in_tuned_json(jobs, tmp_path):
+    experiment.tune(made_up_runs.suite(), "ring", ["supervised"], tmp_path, DATA)
+    other = made_up_runs.suite(rows={"supervised": Row({}), "plain": Row({})}, sweeps={}, metric="metric/rmse")
+    experiment.tune(other, "ring", ["plain"], tmp_path, DATA)
+    with pytest.raises(ConfigError, match="supervised tuned yet"):
+        experiment_runs.read_tuned(tmp_path, other, "ring", ["supervised", "plain"], DATA)
+    jobs.calls.clear()
+    experiment.tune(other, "ring", ["supervised"], tmp_path, DATA)
+    assert not jobs.calls  # chosen again from the runs that are there
+    assert set(experiment_runs.read_tuned(tmp_path, other, "ring", ["supervised", "plain"], DATA)) == set(other.rows)
 
 
 SUITE_FILE = """
@@ -233,12 +278,84 @@ def test_missing_records_name_their_commands_and_prepare_runs_them(tmp_path, mon
     class Done:
         returncode = 0
 
-    monkeypatch.setattr(experiment.subprocess, "run", lambda words, check: ran.append(words[1:]) or Done)
+    monkeypatch.setattr(experiment_inputs.subprocess, "run", lambda words, check: ran.append(words[1:]) or Done)
     _main("--suite", "suite.py", "--rig", "ring", "--prepare")
     assert ran == [["-m", "data_prep.world", "--out", "records"], *(["-m", "make", role] for role in DATA)]
+    ran.clear()
+    for role in DATA:
+        (tmp_path / "records" / role).mkdir(parents=True)
+        (tmp_path / "records" / role / "manifest.json").touch()
+    experiment_inputs.prepare(_taught_suite(), "ring")
+    assert ran == [["-m", "fsmde_jax.teacher_cache", "--out", "caches/tiny"]]  # after the records, which are there
+    assert "teacher caches: caches/tiny" in capsys.readouterr().out
     Done.returncode = 3
     with pytest.raises(DataError, match="ended with status 3"):
-        experiment.prepare(made_up_runs.splits().values())
+        experiment_inputs.prepare(_taught_suite(), "ring")
+    (tmp_path / "caches/tiny").mkdir(parents=True)
+    (tmp_path / "caches/tiny/teacher_cache.json").touch()
+    experiment_inputs.prepare(_taught_suite(), "ring")
+
+
+def _taught_suite(place="records"):
+    """A rig that learns from a cache, and a sweep over teachers that nobody has made."""
+    cache = Split("caches/tiny", ("python -m fsmde_jax.teacher_cache --out caches/tiny",))
+    overrides = {"teacher.cache": "caches/tiny"}
+    rig = RigSetup(config="nuscenes", **made_up_runs.splits(place), overrides=overrides, caches=(cache,))
+    weights = {"500": {"teacher.weights": "teachers/tiny_500.safetensors"}, "6000": {"teacher.weights": "tiny"}}
+    return made_up_runs.suite(place, rigs={"ring": rig}, sweeps={"teacher": Sweep("steps", weights, ("ckd",), 1)})
+
+
+def test_missing_teachers_and_caches_are_named_with_their_rows_and_what_makes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suite, free = _taught_suite(), {"supervised": {}, "ckd": {}}
+    runs = experiment_plan.planned_tests(suite, "ring", ["supervised", "ckd"], free, sweeps=["teacher"])
+
+    def error_of(planned):
+        with pytest.raises(DataError) as error:
+            experiment_inputs.check_teachers(planned)
+        return str(error.value)
+
+    make = "make it with --prepare, or:\n    python -m fsmde_jax.teacher_cache --out caches/tiny"
+    text = error_of(runs)  # both at once; supervised needs neither
+    assert f"caches/tiny (teacher.cache of ckd, ckd with teacher=500): {make}" in text
+    assert "teachers/tiny_500.safetensors (teacher.weights of ckd with teacher=500): convert" in text
+    assert "fsmde_jax.convert --weights <its workdir, or the file> --out teachers/tiny_500.safetensors" in text
+    tuning = experiment_plan.planned_tuning(suite, "ring", ["ckd"])
+    assert f"caches/tiny (teacher.cache of ckd): {make}" in error_of(tuning)
+    unsaid = dataclasses.replace(suite.rigs["ring"], caches=())
+    undeclared = [Run(made_up_runs.suite(rigs={"ring": unsaid}), "ring", "ckd", 0, TEST)]
+    text = error_of(undeclared)
+    assert "no `caches` of rig 'ring'" in text
+    assert "--teacher tiny --records records/train --image_size 32x64 --out caches/tiny" in text
+    for path in ("caches/tiny/teacher_cache.json", "teachers/tiny_500.safetensors"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    experiment_inputs.check_teachers([*runs, *undeclared])
+
+
+def test_the_command_stops_at_a_missing_teacher_before_any_run(room_records, jobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "load_suite", lambda name: _taught_suite(str(room_records)))
+    monkeypatch.chdir(tmp_path)
+    words = ["--suite", "taught", "--rig", "ring", "--sweeps", "teacher"]
+    _main(*words, "--dry_run")
+    assert "missing: caches/tiny (teacher.cache of ckd" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        _main(*words)
+    assert "tiny_500.safetensors (teacher.weights of ckd with teacher=500)" in capsys.readouterr().err
+    assert not jobs.calls and not list(tmp_path.iterdir())
+
+
+def test_records_to_measure_on_that_hold_scenes_of_the_train_records_are_refused(tmp_path, room_records):
+    samples = [rooms.make(4 * 9 + k, cameras=3, native_size=(48, 80)) for k in range(2)]
+    samples = [dataclasses.replace(s, scene=n) for s, n in zip(samples, ("other", "train-2"), strict=True)]
+    write_folder(tmp_path / "test", samples, scenes=["other", "train-2"])
+    splits = made_up_runs.splits(str(room_records))
+    experiment_inputs.check_scenes(splits)
+    message = r"test \(test\): 1 of its 2 scenes are in \S+train \(train\) too, e\.g\. 'train-2'"
+    with pytest.raises(DataError, match=message):
+        experiment_inputs.check_scenes({**splits, "test": Split(str(tmp_path / "test"), ())})
+    with pytest.raises(DataError, match=r"test \(val\): 1 of its 2 scenes"):
+        experiment_inputs.check_scenes({"train": splits["train"], "val": Split(str(tmp_path / "test"), ())})
 
 
 def test_dry_run_lists_runs_and_computes_nothing(suite_file, jobs, tmp_path, capsys):
@@ -299,4 +416,5 @@ def test_whole_experiment_on_real_jobs(suite_file, tmp_path, capsys):
     assert result["training"]["seconds"] > 0 and result["hardware"]["platform"] == "cpu"
     _main("--suite", suite_file, "--root", root, "--report", tmp_path / "out")
     page = (tmp_path / "out/small.md").read_text()
-    assert "| `ckd` | 1 |" in page and "### Tuning" in page and (tmp_path / "out/small_ring_bins.png").is_file()
+    assert "| `ckd` | lr 0.001 | 1 |" in page and "### Tuning" in page
+    assert (tmp_path / "out/small_ring_bins.png").is_file()

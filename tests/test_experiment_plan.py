@@ -11,7 +11,8 @@ from data_prep.world import __main__ as world
 from fsmde_jax.errors import ConfigError
 from fsmde_jax.experiment import plan as experiment_plan
 from fsmde_jax.experiment.plan import TEST, Run, changed, label_of, planned_tests, planned_tuning
-from fsmde_jax.experiment.suite import Row, flatten, load_suite, swept
+from fsmde_jax.experiment.suite import Row, load_suite, swept
+from fsmde_jax.names import check_name, flatten, nearest
 from tests import made_up_runs
 
 FREE = {"supervised": {}, "ckd": {}}
@@ -51,6 +52,20 @@ def test_every_key_of_the_ablation_suite_is_declared():
         for row in sweep.rows:
             same = [experiment_plan.is_base(suite, "ddad", row, overrides) for overrides in sweep.values.values()]
             assert sum(same) == 1, (name, row)  # one value of every sweep is the row itself
+
+
+def test_longer_trainings_of_the_ablation_suite_are_a_sweep_with_equally_many_evaluations():
+    suite = load_suite("ablation")
+    sweep = suite.sweeps["steps"]
+    assert list(sweep.values) == ["250", "500", "1000"] and sweep.rows == ("supervised", "ckd", "ckd_vrkd")
+    free = {row: {} for row in sweep.rows}
+    runs = planned_tests(suite, "nuscenes", sweep.rows, free, seeds=[0], sweeps=["steps"])
+    trains = {run.group: run.config().train for run in runs}
+    assert {g: (t.steps, t.eval_every) for g, t in trains.items() if g.startswith("ckd_vrkd")} == {
+        "ckd_vrkd-steps=250": (250, 50), "ckd_vrkd": (500, 100), "ckd_vrkd-steps=1000": (1000, 200)
+    }  # fmt: skip
+    assert len(runs) == 9  # 500 steps are the rows' own runs
+    assert all(train.steps % train.eval_every == 0 for train in trains.values())
 
 
 def test_the_worlds_of_the_ablation_suite_can_be_rendered():
@@ -127,3 +142,14 @@ def test_what_changed_between_two_configs():
     assert lines == ["a.x: 1 there, 2 now", "gone: 3 there, no such key now", "set: unknown there, 5 now"]
     assert flatten(json.loads(json.dumps({"a": {"y": (1, 2)}}))) == {"a.y": (1, 2)}
     assert label_of({"optim.lr": 3e-4, "distill.w_vr": 0.1}) == "w_vr=0.1,lr=0.0003"
+
+
+def test_unknown_names_suggest_the_nearest_and_list_a_few():
+    check_name("--row", "ckd", ("ckd", "vrkd"))
+    with pytest.raises(ConfigError, match=r"^--row: unknown name 'cdk'; did you mean 'ckd'\? There are: ckd, rkd$"):
+        check_name("--row", "cdk", ("ckd", "rkd"))
+    with pytest.raises(ConfigError, match=r"^x: unknown name 'zzz'\. There are: ckd$"):
+        check_name("x", "zzz", iter(["ckd"]))
+    with pytest.raises(ConfigError, match=r"^x: unknown name 'k7'; did you mean 'k\d+'\?$"):  # too many to list
+        check_name("x", "k7", [f"k{number}" for number in range(10, 60)])
+    assert (nearest("zzz", ["ckd"]), nearest("zzz", ["ckd"], cutoff=0.0), nearest("x", [])) == ("", "ckd", "")

@@ -9,6 +9,8 @@ Everything is rendered (docs/world.md), so a test needs no download and has exac
 keyframe of 60 scenes, sparse LiDAR. All rows share records, student, steps, augmentation and the number of candidates.
 """
 
+from typing import Any
+
 from fsmde_jax.experiment.suite import RigSetup, Row, Split, Suite, Sweep, swept
 
 # Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; neither is the
@@ -41,11 +43,11 @@ def _split(rig: str, name: str) -> Split:
 
 def _rig(name: str) -> RigSetup:
     """Depth range and focal lengths come from configs/<name>.py."""
-    splits = {split: _split(name, split) for split in ("train", "val", "test")}
-    return RigSetup(config=name, **splits, overrides={"data.image_size": SIZES[name]})
+    train, val, test = (_split(name, split) for split in ("train", "val", "test"))
+    return RigSetup(config=name, train=train, val=val, test=test, overrides={"data.image_size": SIZES[name]})
 
 
-SHARED = {
+SHARED: dict[str, Any] = {
     "data.batch_size": 1,
     "data.num_threads": 1,
     "model.encoder": "resnet18",  # random weights: nothing to download
@@ -92,6 +94,8 @@ ROWS = {
     **{name: _other(name) for name in ("response", "fitnets", "at", "sp", "rkd", "cwd", "dist", "cirkd")},
 }
 
+STEPS, EVAL_EVERY = SHARED["train.steps"], SHARED["train.eval_every"]
+
 # The same number for every row. A row may have candidates of its own, e.g. of a loss weight, but equally many.
 CANDIDATES = tuple({"optim.lr": lr} for lr in (3e-4, 7e-4, 1.5e-3))
 
@@ -118,6 +122,13 @@ SWEEPS = {
             "6000": {"teacher.weights": "tiny"},
         },
         ("bins_kd", "ckd", "ckd_vrkd"),
+    ),
+    # Shorter and longer trainings, each with as many evaluations to choose its best checkpoint from.
+    "steps": Sweep(
+        "training steps",
+        {f"{steps}": {"train.steps": steps, "train.eval_every": steps * EVAL_EVERY // STEPS}
+         for steps in (STEPS // 2, STEPS, 2 * STEPS)},
+        ("supervised", "ckd", "ckd_vrkd"),
     ),
     "student": swept(
         "model.encoder", ("efficientnet_lite0", "resnet18", "resnet34"), ("supervised", "ckd", "ckd_vrkd"),

@@ -7,7 +7,6 @@ as one set.
 
 import bisect
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from fsmde_jax.data import schema
 from fsmde_jax.data.tfrecord import TFRecordReader
 from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.names import nearest
 
 
 def load_manifest(folder: str | Path, prepare: str = "") -> schema.Manifest:
@@ -245,8 +245,8 @@ def _choose_cameras(
         return known
     for name in cameras:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            near = nearest(name, known, cutoff=0.0)
+            hint = f"did you mean {near!r}? " if near else ""
             where = ", ".join(map(str, folders))
             raise ConfigError(f"data.cameras: no camera {name!r} in {where}; {hint}there are {known}")
     if len(set(cameras)) != len(cameras):

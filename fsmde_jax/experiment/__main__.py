@@ -13,9 +13,6 @@ goes on; so the same command continues. docs/results/README.md says how runs are
 """
 
 import argparse
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,45 +22,13 @@ from absl import logging
 from tqdm import tqdm
 
 from fsmde_jax import build, eval_options
-from fsmde_jax.data.records import load_manifest
-from fsmde_jax.errors import ConfigError, DataError, exit_with_message
+from fsmde_jax.errors import ConfigError, exit_with_message
+from fsmde_jax.experiment import inputs
 from fsmde_jax.experiment import report as reports
 from fsmde_jax.experiment import runs as runs_of
 from fsmde_jax.experiment.plan import TEST, TUNE, Run, planned_tests, planned_tuning
-from fsmde_jax.experiment.suite import Split, Suite, known, load_suite, names_of_suites
-
-
-def splits_of(suite: Suite, rig: str, phase: str) -> dict[str, Split]:
-    """The records that a phase reads: the test records are not even opened while tuning."""
-    setup = suite.rigs[rig]
-    return {"train": setup.train, "val": setup.val, **({"test": setup.test} if phase == TEST else {})}
-
-
-def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
-    """Fingerprint of each split's records.
-
-    Raises:
-      DataError: records are missing; the message holds the commands that make them.
-    """
-    return {
-        role: load_manifest(split.records, "\n  ".join(split.commands)).fingerprint for role, split in splits.items()
-    }
-
-
-def prepare(splits: Iterable[Split]) -> None:
-    """Makes the records that are missing, by the suite's command lines, each once.
-
-    Raises:
-      DataError: a command failed.
-    """
-    missing = [split for split in splits if not (Path(split.records) / "manifest.json").is_file()]
-    for command in dict.fromkeys(command for split in missing for command in split.commands):
-        print(f"$ {command}", flush=True)
-        words = shlex.split(command)
-        words = [sys.executable, *words[1:]] if words[0] == "python" else words
-        if code := subprocess.run(words, check=False).returncode:
-            raise DataError(f"this command ended with status {code}; mend what it says and run again:\n  {command}")
-    print("records: " + ", ".join(split.records for split in splits))
+from fsmde_jax.experiment.suite import Split, Suite, load_suite, names_of_suites
+from fsmde_jax.names import check_name
 
 
 def check(runs: Iterable[Run]) -> None:
@@ -139,10 +104,12 @@ def tune(suite: Suite, rig: str, rows: Sequence[str], root: Path, data: Mapping[
 def _dry_run(runs: Sequence[Run], root: Path, splits: Mapping[str, Split]) -> None:
     """Says what would be done."""
     for role, split in splits.items():
-        there = (Path(split.records) / "manifest.json").is_file()
+        there = inputs.is_made(split)
         print(f"{role} records: {split.records}" + ("" if there else ", missing; made by (or all with --prepare):"))
         for command in () if there else split.commands:
             print(f"  {command}")
+    for text in inputs.missing_teachers(runs):
+        print(f"missing: {text}")
     states = []
     for run in runs:
         folder = root / run.folder
@@ -160,8 +127,10 @@ def _selected(args: argparse.Namespace, suite: Suite) -> tuple[list[str], list[s
         raise ConfigError("--seeds, --sweeps: not for --phase tune; it uses the suite's tuning_seeds, for rows only")
     if both := set(args.seeds or ()) & set(suite.tuning_seeds):
         raise ConfigError(f"--seeds: {sorted(both)} chose the candidates (tuning_seeds); a test takes other seeds")
-    known(args.rows or (), suite.rows, "--rows")
-    known([name for name in args.sweeps if name != "all"], suite.sweeps, "--sweeps")
+    for row in args.rows or ():
+        check_name("--rows", row, suite.rows)
+    for name in args.sweeps:
+        check_name("--sweeps", name, [*suite.sweeps, "all"])
     sweeps = list(suite.sweeps) if "all" in args.sweeps else list(dict.fromkeys(args.sweeps))
     return list(dict.fromkeys(args.rows or suite.rows)), sweeps
 
@@ -173,7 +142,8 @@ def job(args: argparse.Namespace) -> None:
       FsmdeError: see `run_all`, `check`, `report.report`; unknown names.
     """
     suite, root = load_suite(args.suite), Path(args.root)
-    known([args.rig] if args.rig else (), suite.rigs, "--rig")
+    if args.rig:
+        check_name("--rig", args.rig, suite.rigs)
     if args.report:
         if args.rows or args.seeds is not None or args.sweeps or args.phase or args.dry_run or args.prepare:
             raise ConfigError("--report shows all that is there; it goes with --suite, --rig and --root only")
@@ -184,23 +154,24 @@ def job(args: argparse.Namespace) -> None:
         raise ConfigError(f"name a rig with --rig; {suite.name} has {', '.join(suite.rigs)}")
     if args.prepare:
         if args.rows or args.seeds is not None or args.sweeps or args.phase or args.dry_run:
-            raise ConfigError("--prepare only makes the records; it goes with --suite and --rig only")
-        prepare(splits_of(suite, args.rig, TEST).values())
+            raise ConfigError("--prepare only makes the records and caches; it goes with --suite and --rig only")
+        inputs.prepare(suite, args.rig)
         return
     args.phase = args.phase or TEST
     rows, sweeps = _selected(args, suite)
-    splits = splits_of(suite, args.rig, args.phase)
     if args.phase == TUNE:
         runs = planned_tuning(suite, args.rig, rows)
-        check(runs)
     else:
         free: dict[str, dict[str, Any]] = {row: {} for row in rows}
         runs = planned_tests(suite, args.rig, rows, free, seeds=args.seeds, sweeps=sweeps)
-        check(runs)
+    check(runs)
+    splits = inputs.splits_of(suite, args.rig, args.phase)
     if args.dry_run:
         _dry_run(runs, root, splits)
         return
-    data = fingerprints(splits)
+    data = inputs.fingerprints(splits)
+    inputs.check_scenes(splits)
+    inputs.check_teachers(runs)
     logging.set_verbosity(logging.WARNING)  # orbax tells a page at every start
     runs_of.use_cache(root)
     if args.phase == TUNE:
@@ -238,7 +209,9 @@ def parser() -> argparse.ArgumentParser:
         help="also these sweeps of the suite, or 'all' (test phase; default none)",
     )  # fmt: skip
     made.add_argument("--dry_run", action="store_true", help="list the runs and what they need; compute nothing")
-    made.add_argument("--prepare", action="store_true", help="make the records that are missing, then stop")
+    made.add_argument(
+        "--prepare", action="store_true", help="make the records and teacher caches that are missing, then stop"
+    )
     made.add_argument(
         "--report", metavar="DIR", help="collect all results into DIR: JSON, Markdown, plots; trains nothing"
     )

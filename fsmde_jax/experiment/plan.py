@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fsmde_jax.errors import ConfigError
-from fsmde_jax.experiment.suite import Overrides, Split, Suite, config_of, flatten, known
+from fsmde_jax.experiment.suite import Overrides, Split, Suite, config_of
+from fsmde_jax.names import check_name, flatten
 
 TUNE, TEST = "tune", "test"  # the phases
 
@@ -55,7 +56,9 @@ class Run:
         flat |= {"name": self.suite.name, "seed": self.seed}
         for role, split in (("train", setup.train), ("eval", setup.val)):
             flat |= {f"data.{role}_records": split.records, f"data.prepare_{role}": "\n  ".join(split.commands)}
-        known(flat, flatten(config.to_dict()), f"{where}: config key")
+        declared = flatten(config.to_dict())
+        for key in flat:
+            check_name(f"{where}: config key", key, declared)
         try:
             config.update_from_flattened_dict(flat)
         except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """From the results of an experiment's runs to its report: one JSON, a Markdown page, plots. Trains nothing.
 
-`collect` reads every `result.json` of the test phase below the root, checks that they may be compared, and works out
-the statistics; `tables` makes the page of it, `viz.experiment_plots` the pictures.
+`comparable` reads every `result.json` of the test phase below the root and checks that they may be compared, `collect`
+works out the statistics, `tables` makes the page of it, `viz.experiment_plots` the pictures.
 """
 
 import dataclasses
@@ -15,8 +15,10 @@ import numpy as np
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.experiment import statistics, tables
-from fsmde_jax.experiment.plan import TEST, changed, numbers, variant_of
-from fsmde_jax.experiment.suite import Suite, defaults, flatten
+from fsmde_jax.experiment.comparable import LISTED, Results, check_comparable, read_results
+from fsmde_jax.experiment.plan import numbers, variant_of
+from fsmde_jax.experiment.suite import Suite
+from fsmde_jax.names import flatten
 from fsmde_jax.viz import experiment_plots
 
 SHOWN = (
@@ -25,10 +27,6 @@ SHOWN = (
     "consistency/overall",
 )
 MAIN = "metric/abs_rel"  # what sweeps and curves show
-_LISTED = ("row", "variant", "seed", "commit", "commit_of_evaluation", "date", "training", "step", "teacher")
-_NEEDED = (*_LISTED, "phase", "rig", "config", "data", "hardware", "versions", "titles", "samples", "metrics")
-
-Results = dict[str, dict[int, dict[str, Any]]]  # group -> seed -> content of result.json
 
 
 def report(suite: Suite, root: Path, rigs: Sequence[str], out: str | Path) -> list[Path]:
@@ -67,46 +65,6 @@ def report(suite: Suite, root: Path, rigs: Sequence[str], out: str | Path) -> li
     return [out / name for name in blobs]
 
 
-def read_results(folder: Path) -> Results:
-    """The test phase's results below a rig's folder, by group and seed.
-
-    Raises:
-      DataError: one is damaged.
-    """
-    results: Results = {}
-    for path in sorted(folder.glob("*/seed*/result.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if missing := [key for key in _NEEDED if key not in result]:
-                raise ValueError(f"without {', '.join(missing)}")
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: damaged result ({error}); delete it and run again") from error
-        if result["phase"] == TEST:
-            results.setdefault(path.parent.parent.name, {})[int(result["seed"])] = result
-    return results
-
-
-def check_comparable(suite: Suite, rig: str, results: Results) -> None:
-    """Raises `ConfigError` if results were measured on different records, or one group's were made differently."""
-    first = next(iter(next(iter(results.values())).values()))
-    for group, by_seed in results.items():
-        own = next(iter(by_seed.values()))
-        for seed, result in by_seed.items():
-            where = f"{suite.name}/{rig}/{group}/seed{seed}"
-            if result["data"] != first["data"] or set(result["metrics"]) != set(first["metrics"]):
-                raise ConfigError(
-                    f"{where}: was trained or measured on other records than {suite.name}/{rig}/{first['row']}"
-                    f"/seed{first['seed']}: one table cannot hold both; delete the results of one kind, or use another"
-                    " --root for them"
-                )
-            configs = [{**flatten(each["config"]), "seed": 0} for each in (own, result)]
-            if lines := changed(configs[0], configs[1], defaults()):
-                raise ConfigError(
-                    f"{where}: was run with another config than seed {own['seed']} of the same row:\n  "
-                    + "\n  ".join(lines)
-                )
-
-
 def collect(suite: Suite, rig: str, root: Path, results: Results) -> dict[str, Any]:
     """Everything that the report of one rig shows, JSON-ready."""
     check_comparable(suite, rig, results)
@@ -114,9 +72,14 @@ def collect(suite: Suite, rig: str, root: Path, results: Results) -> dict[str, A
     truths = list(everything[0]["metrics"])
     base = results.get(suite.reference, {})
     common = flatten((next(iter(base.values())) if base else everything[0])["config"])
-    curves = {seed: _curve(root / suite.name / rig / suite.reference / f"seed{seed}") for seed in sorted(base)}
-    late = [statistics.late_change(*curve) for curve in curves.values() if curve[0]]
-    setup = suite.rigs[rig]
+    setup, folder = suite.rigs[rig], root / suite.name / rig
+    shown = [name for name in suite.rows if name in results]
+    curves = {
+        name: {seed: c for seed in sorted(results[name]) if (c := _curve(folder / name / f"seed{seed}"))[0]}
+        for name in shown
+    }
+    own = curves.get(suite.reference, {})
+    late = [statistics.late_change(*curve) for curve in own.values()]
     return {
         "truths": truths,
         "records": {role: getattr(setup, role).records for role in ("train", "val", "test")},
@@ -130,11 +93,17 @@ def collect(suite: Suite, rig: str, root: Path, results: Results) -> dict[str, A
         "dates": [min(r["date"] for r in everything), max(r["date"] for r in everything)],
         "rows": {truth: summaries(results, suite.rows, suite.reference, truth) for truth in truths},
         "missing": [name for name in suite.rows if name not in results],
-        "seconds": {name: _seconds(results[name]) for name in suite.rows if name in results},
+        "chosen": {name: _chosen(suite, name, results[name]) for name in shown},
+        "seconds": {name: _seconds(results[name]) for name in shown},
         "sweeps": {name: found for name in suite.sweeps if (found := _sweep(suite, rig, name, results, truths))},
-        "curves": {f"seed {seed}": curve for seed, curve in curves.items() if curve[0]},
+        "curves": {f"seed {seed}": curve for seed, curve in own.items()},
         "late_change": dataclasses.asdict(statistics.spread(known)) if (known := _known(late)) else None,
-        "tuned": _tuned(root / suite.name / rig / "tuned.json"),
+        "best_at": {
+            name: dataclasses.asdict(statistics.spread([statistics.best_at(*curve) for curve in by_seed.values()]))
+            for name, by_seed in curves.items()
+            if by_seed
+        },
+        "tuned": _tuned(folder / "tuned.json"),
         "config": {key: value for key, value in common.items() if key != "seed"},
         "runs": [_listed(result, common) for result in everything],
     }
@@ -212,11 +181,21 @@ def _point(summary: Mapping[str, Any] | None) -> tuple[float, float | None] | No
 
 
 def _curve(folder: Path) -> tuple[list[int], list[float]]:
-    """(steps, values) of the evaluations during a training."""
+    """(steps, values) of the evaluations during a training; none if it left no file of them."""
     path, key = folder / "metrics.jsonl", f"eval/{MAIN}"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    points = [(line["step"], line[key]) for line in map(json.loads, lines) if key in line]
+    try:
+        points = [(line["step"], line[key]) for line in map(json.loads, lines) if key in line]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: damaged ({error!r}); delete its folder and run again") from error
     return [step for step, _ in points], [value for _, value in points]
+
+
+def _chosen(suite: Suite, row: str, by_seed: Mapping[int, Any]) -> dict[str, Any]:
+    """The candidate that a row was run with; {} if it is not tuned."""
+    config = flatten(next(iter(by_seed.values()))["config"])
+    candidates = suite.candidates_of(row) if suite.rows[row].tuned else ()
+    return {key: config.get(key) for key in dict.fromkeys(key for candidate in candidates for key in candidate)}
 
 
 def _seconds(by_seed: Mapping[int, Any]) -> float | None:
@@ -226,10 +205,16 @@ def _seconds(by_seed: Mapping[int, Any]) -> float | None:
 
 
 def _tuned(path: Path) -> dict[str, Any]:
+    """What tuning chose from, by row; {} if nothing was tuned."""
     if not path.is_file():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {name: {"chosen": row["chosen"], "candidates": row["candidates"]} for name, row in rows.items()}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return {name: {"chosen": row["chosen"], "candidates": row["candidates"]} for name, row in rows.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: damaged ({error!r}); delete it and tune again (--phase tune; its runs are not done again)"
+        ) from error
 
 
 def _listed(result: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +222,7 @@ def _listed(result: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, A
     config = flatten(result["config"])
     differs = {k: config.get(k) for k in {**common, **config} if config.get(k) != common.get(k) and k != "seed"}
     metrics = {truth: {n: v[n] for n in SHOWN if n in v} for truth, v in result["metrics"].items()}
-    return {**{key: result[key] for key in _LISTED}, "config_differs": differs, "metrics": metrics}
+    return {**{key: result[key] for key in LISTED}, "config_differs": differs, "metrics": metrics}
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -22,7 +22,8 @@ from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, FsmdeError
 from fsmde_jax.evaluate import evaluate_run
 from fsmde_jax.experiment.plan import TUNE, Run, changed, label_of
-from fsmde_jax.experiment.suite import Suite, defaults, flatten
+from fsmde_jax.experiment.suite import Suite, defaults
+from fsmde_jax.names import flatten
 from fsmde_jax.train import train
 
 RESULT = "result.json"
@@ -162,20 +163,27 @@ def choose(run_results: Iterable[tuple[Run, dict[str, Any]]], suite: Suite) -> d
 
 
 def write_tuned(root: Path, suite: Suite, rig: str, rows: Mapping[str, Any]) -> Path:
-    """Adds rows of `choose` to `tuned.json`; the others that it holds stay."""
+    """Adds rows of `choose` to `tuned.json`; the others that it holds stay if metric and seeds chose them too."""
     path = root / suite.name / rig / TUNED
     content = _read(path) or {}
     path.parent.mkdir(parents=True, exist_ok=True)
+    others = {} if _chosen_otherwise(content, suite) else content.get("rows", {})
     about = {"suite": suite.name, "rig": rig, "metric": suite.metric, "seeds": list(suite.tuning_seeds)}
-    write_json(path, {**about, "rows": {**content.get("rows", {}), **rows}})
+    write_json(path, {**about, "rows": {**others, **rows}})
     return path
+
+
+def _chosen_otherwise(content: Mapping[str, Any], suite: Suite) -> list[str]:
+    """Where the metric and the seeds of a `tuned.json` are not the suite's."""
+    pairs = (("metric", "metric", suite.metric), ("seeds", "tuning_seeds", list(suite.tuning_seeds)))
+    return [f"{name}: {content.get(key)} there, {now} now" for key, name, now in pairs if content.get(key) != now]
 
 
 def read_tuned(root: Path, suite: Suite, rig: str, rows: Iterable[str], data: Mapping[str, str]) -> dict[str, Any]:
     """What tuning chose for each row: {row: overrides}, {} for rows that are not tuned.
 
     Raises:
-      ConfigError: a row has not been tuned, or with other candidates, settings or records than now.
+      ConfigError: a row has not been tuned, or with another metric, other seeds, candidates, settings or records.
     """
     path = root / suite.name / rig / TUNED
     content = _read(path) or {}
@@ -187,6 +195,11 @@ def read_tuned(root: Path, suite: Suite, rig: str, rows: Iterable[str], data: Ma
         raise ConfigError(
             f"{path}: {'nothing' if missing == tuned else ', '.join(missing)} tuned yet; the test phase uses what"
             f" tuning chose on the val records. Run:\n  {again} {' '.join(missing)}"
+        )
+    if tuned and (lines := _chosen_otherwise(content, suite)):
+        raise ConfigError(
+            f"{path}: was tuned in another way than the suite says now:\n  " + "\n  ".join(lines) + "\nUndo the change,"
+            f" or choose again (runs that are there are not done again):\n  {again} {' '.join(tuned)}"
         )
     for row in tuned:
         entry = found[row]
@@ -216,15 +229,26 @@ def write_json(path: Path, content: Any) -> None:
 
 def _train(run: Run, folder: Path) -> dict[str, Any]:
     """Seconds of the training, and the step that this session took it up at (its seconds are of the rest only)."""
-    done = _read(folder / _TRAINED)
+    done, config = _read(folder / _TRAINED), run.config()
     if done is not None:
-        return done
-    steps = [int(path.name) for path in (folder / checkpoint.CHECKPOINTS).glob("*") if path.name.isdigit()]
+        wanted = checkpoint.BEST if config.eval.checkpoint == "best" else checkpoint.CHECKPOINTS
+        if _steps(folder / wanted) or _steps(folder / checkpoint.CHECKPOINTS):
+            return done
+        # `tidy` deleted it after a result that is gone by now, so there is nothing to evaluate: train from the start.
+        for name in (checkpoint.CHECKPOINTS, checkpoint.BEST):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / _TRAINED).unlink()
+    before = max(_steps(folder / checkpoint.CHECKPOINTS), default=0)
     started = time.monotonic()
-    train(run.config(), folder)
-    done = {"seconds": round(time.monotonic() - started, 2), "from_step": max(steps, default=0)}
+    train(config, folder)
+    done = {"seconds": round(time.monotonic() - started, 2), "from_step": before}
     write_json(folder / _TRAINED, done)
     return done
+
+
+def _steps(folder: Path) -> list[int]:
+    """Of the checkpoints in a folder."""
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
 
 
 @contextlib.contextmanager

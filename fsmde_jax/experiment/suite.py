@@ -4,17 +4,17 @@ A suite is a Python file of `configs/experiments/` whose `get_suite()` returns a
 of it. docs/results/README.md says how runs are compared.
 """
 
-import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from fsmde_jax.errors import ConfigError
+from fsmde_jax.names import check_name, flatten
 
 Overrides = Mapping[str, Any]  # dotted config key -> value
 TRUTHS = ("lidar", "dense")
@@ -26,7 +26,7 @@ _LABEL = re.compile(r"[A-Za-z0-9._]+")  # of a sweep's value, likewise
 
 @dataclass(frozen=True)
 class Split:
-    """One records folder, and the command lines ("python -m ...") that make it, in order."""
+    """One folder of records (or a teacher cache), and the command lines ("python -m ...") that make it, in order."""
 
     records: str
     commands: tuple[str, ...]
@@ -36,7 +36,8 @@ class Split:
 class RigSetup:
     """What is trained and measured on: a config of `configs/` by name, what it is overridden with, three splits.
 
-    `test` is measured by the test phase only; checkpoints and candidates are chosen on `val`.
+    `test` is measured by the test phase only; checkpoints and candidates are chosen on `val`. `caches` are the folders
+    that `teacher.cache` names, here or in a row, with the commands that make them from the train records.
     """
 
     config: str
@@ -44,6 +45,7 @@ class RigSetup:
     val: Split
     test: Split
     overrides: Overrides = field(default_factory=dict)
+    caches: tuple[Split, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,17 @@ class Suite:
         for name in (self.name, *self.rigs, *self.rows, *self.sweeps):
             if not _NAME.fullmatch(name):
                 raise ConfigError(f"{where}: name {name!r}: expected small letters, digits and _ only")
-        known([self.reference], self.rows, f"{where}, reference")
-        known(self.truths, TRUTHS, f"{where}, truths")
-        known([self.keep], KEEP, f"{where}, keep")
+        check_name(f"{where}, reference", self.reference, self.rows)
+        for truth in self.truths:
+            check_name(f"{where}, truths", truth, TRUTHS)
+        check_name(f"{where}, keep", self.keep, KEEP)
         sizes = {name: len(self.candidates_of(name)) for name, row in self.rows.items() if row.tuned}
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise ConfigError(f"{where}: every tuned row needs equally many candidates, at least one; got {sizes}")
         tuned = {key for name in sizes for candidate in self.candidates_of(name) for key in candidate}
         for name, sweep in self.sweeps.items():
-            known(sweep.rows, self.rows, f"{where}, sweep {name!r}, rows")
+            for row in sweep.rows:
+                check_name(f"{where}, sweep {name!r}, rows", row, self.rows)
             for label, overrides in sweep.values.items():
                 if not _LABEL.fullmatch(label):
                     raise ConfigError(f"{where}, sweep {name!r}: label {label!r}: letters, digits, . and _ only")
@@ -137,28 +141,6 @@ class Suite:
 
 def _seeds(entries: Mapping[str, Any]) -> list[int]:
     return [entry.seeds for entry in entries.values()]
-
-
-def known(names: Iterable[str], there_are: Iterable[str], what: str) -> None:
-    """Raises `ConfigError` for the first of `names` that is not among `there_are`; names the nearest and (few) all."""
-    there = list(there_are)
-    for name in names:
-        if name not in there:
-            near = difflib.get_close_matches(str(name), there, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            listing = f" There are: {', '.join(there)}" if len(there) <= 40 else ""
-            raise ConfigError(f"{what}: unknown name {name!r}{hint}{listing}")
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> dotted keys; lists become tuples, so that what JSON gives back compares equal."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
-    return flat
 
 
 def defaults() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from fsmde_jax.experiment.statistics import HIGHER_IS_BETTER
 
 _DIGITS = {"sq_rel": 3, "rmse": 3}
 _NO = "°"  # marks what does not count
+_MORE = "*"  # marks what is beyond Student's t quantile, too; a space on both sides, or Markdown takes it for emphasis
 
 
 def page(content: Mapping[str, Any]) -> str:
@@ -19,7 +20,8 @@ def page(content: Mapping[str, Any]) -> str:
         "[README.md](README.md) says how runs are made, tuned and compared.",
         "",
         f"Numbers are mean ± standard deviation over seeds. Differences and improvements are to `{reference}` over the"
-        f" seeds that both have, ± standard error; {_NO} = within two standard errors, does not count.",
+        f" seeds that both have, ± standard error; {_NO} = within two standard errors, does not count;"
+        f" {_MORE} = also beyond Student's t for that many seeds (two-sided, 95 %); n = seeds compared.",
         "`improvement` is the mean of the relative changes of abs_rel, sq_rel, rmse, rmse_log and a1 in the better"
         " direction, per seed, then averaged.",
     ]
@@ -27,7 +29,7 @@ def page(content: Mapping[str, Any]) -> str:
         lines += ["", f"## {rig}", "", *_about(found)]
         for truth in found["truths"]:
             lines += ["", f"### Against {truth} ground truth", "", f"{found['titles'][truth]}; P1, metric.", ""]
-            lines += _rows(found["rows"][truth], reference)
+            lines += _rows(found["rows"][truth], found["chosen"], reference)
             lines += ["", f"Differences to `{reference}`:", "", *_differences(found["rows"][truth], reference)]
         if found["missing"]:
             lines += ["", f"Not run yet: {', '.join(found['missing'])}."]
@@ -53,20 +55,24 @@ def spread(entry: Mapping[str, Any] | None, name: str) -> str:
 
 
 def difference(entry: Mapping[str, Any] | None, name: str) -> str:
-    """mean ± standard error, marked where it does not count."""
+    """mean ± standard error, marked by whether it counts."""
     if entry is None:
         return "-"
     text = number(entry["mean"], name, sign=True)
     text += "" if entry["standard_error"] is None else f" ± {number(entry['standard_error'], name)}"
-    return text if entry["counts"] else f"{text} {_NO}"
+    return text + _mark(entry)
 
 
 def improvement(entry: Mapping[str, Any] | None) -> str:
-    """Percent ± standard error, marked where it does not count."""
+    """Percent ± standard error, marked by whether it counts, and the number of seeds."""
     if entry is None:
         return "-"
     error = "" if entry["standard_error"] is None else f" ± {100 * entry['standard_error']:.2f}"
-    return f"{100 * entry['mean']:+.2f}{error} %" + ("" if entry["counts"] else f" {_NO}")
+    return f"{100 * entry['mean']:+.2f}{error} %{_mark(entry)} n = {entry['count']}"
+
+
+def _mark(entry: Mapping[str, Any]) -> str:
+    return f" {_NO}" if not entry["counts"] else f" {_MORE}" if entry["beyond_t"] else ""
 
 
 def heading(name: str) -> str:
@@ -116,14 +122,14 @@ def _metrics_of(rows: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for row in rows.values() for name in row["metrics"]))
 
 
-def _rows(rows: Mapping[str, Any], reference: str) -> list[str]:
+def _rows(rows: Mapping[str, Any], chosen: Mapping[str, Any], reference: str) -> list[str]:
     names = _metrics_of(rows)
     body = [
-        [f"`{row}`", str(len(r["seeds"])), *(spread(r["metrics"].get(n), n) for n in names),
+        [f"`{row}`", _short(chosen[row]) or "-", str(len(r["seeds"])), *(spread(r["metrics"].get(n), n) for n in names),
          "reference" if row == reference else improvement(r["improvement"])]
         for row, r in rows.items()
     ]  # fmt: skip
-    return table(["row", "seeds", *(heading(n) for n in names), "improvement ↑"], body)
+    return table(["row", "tuned", "seeds", *(heading(n) for n in names), "improvement ↑"], body)
 
 
 def _differences(rows: Mapping[str, Any], reference: str) -> list[str]:
@@ -131,9 +137,10 @@ def _differences(rows: Mapping[str, Any], reference: str) -> list[str]:
     body = []
     for row, r in rows.items():
         if row != reference:
-            common = next((str(d["count"]) for d in r["difference"].values() if d), "0")
+            counts = sorted({d["count"] for d in r["difference"].values() if d}) or [0]
+            common = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
             body.append([f"`{row}`", common, *(difference(r["difference"].get(n), n) for n in names)])
-    return table(["row", "common seeds", *(heading(n) for n in names)], body)
+    return table(["row", "n", *(heading(n) for n in names)], body)
 
 
 def _sweeps(found: Mapping[str, Any]) -> list[str]:
@@ -165,6 +172,14 @@ def _curves(found: Mapping[str, Any], reference: str) -> list[str]:
         f"Validation abs_rel changed by {100 * change['mean']:+.1f}{std} % (mean ± standard deviation over"
         f" {change['count']} seed(s)) between three quarters of the training and its end."
     )
+    best = ", ".join(f"{row} {100 * entry['mean']:.0f} %" for row, entry in found["best_at"].items())
+    lines += [
+        "",
+        f"Share of the steps after which it was lowest (mean over seeds): {best}.",
+        "",
+        "The learning rate's cosine flattens every curve towards its end, so a small change does not prove that more"
+        " steps would not help: whether they do, a sweep over `train.steps` shows.",
+    ]
     if seconds := {row: value for row, value in found["seconds"].items() if value is not None}:
         listing = ", ".join(f"{row} {value:.0f} s" for row, value in seconds.items())
         lines += ["", f"Mean time of an uninterrupted training with its evaluations on val: {listing}."]

@@ -7,15 +7,14 @@ rig pooled, rigs without any left out), except for SP and RKD, which couple the 
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from fsmde_jax.errors import ConfigError
 from fsmde_jax.losses import baseline_relations, masked, teacher_bins
+from fsmde_jax.names import check_name
 
 Array = Any  # jax.Array
 
@@ -249,8 +248,5 @@ def baseline(name: str, *, key: str = "loss.baseline") -> Baseline:
     Raises:
       ConfigError: unknown name; names the config key and the nearest known name.
     """
-    if name in BASELINES:
-        return BASELINES[name]
-    close = difflib.get_close_matches(str(name), BASELINES, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{key}: unknown name {name!r}{hint}; known: {', '.join(BASELINES)}")
+    check_name(key, name, BASELINES)
+    return BASELINES[name]

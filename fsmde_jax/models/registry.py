@@ -1,8 +1,6 @@
 """Models by name: what the config's strings stand for, with errors that suggest the nearest name."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +12,7 @@ from fsmde_jax.models.depth_anything import VARIANTS
 from fsmde_jax.models.rig_teacher import RigTeacher
 from fsmde_jax.models.student import Student, make_encoder
 from fsmde_jax.models.vit import PATCH
+from fsmde_jax.names import check_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +33,6 @@ ENCODERS: dict[str, EncoderInfo] = {
 }
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def check_name(key: str, value: str, known: Iterable[str]) -> None:
-    """Raises `ConfigError` unless `value` is one of `known`; names the config key and the nearest known name."""
-    known = list(known)
-    if value in known:
-        return
-    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{key}: unknown name {value!r}{hint} Known: {', '.join(known)}")
 
 
 def build_encoder(encoder: str, dtype: Any = jnp.float32) -> nn.Module:
