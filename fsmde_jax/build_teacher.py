@@ -16,7 +16,7 @@ from fsmde_jax.distillation import BINS, Distillation, Needs, needs
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.losses import baselines, relational, total
 from fsmde_jax.losses.total import DistillWeights
-from fsmde_jax.models import registry
+from fsmde_jax.models import depth_bins, registry
 from fsmde_jax.models.projector import Projector
 from fsmde_jax.models.teacher_head import TeacherBins
 from fsmde_jax.models.teacher_images import LONGER_SIDE, PATCH, teacher_size
@@ -61,6 +61,11 @@ def check_distillation(flat: dict[str, Any]) -> None:
         raise ConfigError(
             f"distill.w_cross = {flat['distill.w_cross']}: teaches bin centers, but those of model.bins ="
             f" {flat['model.bins']!r} are fixed; set it to 0, or take log, linear or attractor"
+        )
+    if flat["distill.bins"] == "aligned" and flat["model.bins"] not in ("log", "sid", "attractor"):
+        raise ConfigError(
+            f"distill.bins = 'aligned' spaces its bins evenly in log-depth, but those of model.bins ="
+            f" {flat['model.bins']!r} are even in depth; take log, or distill.bins = 'soft_assign'"
         )
     if flat["distill.bins"] == "two_hot":
         others = [
@@ -161,7 +166,11 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     on_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
     module = None if cache else teacher.module(registry.DTYPES[t.dtype], in_turn=on_cpu)
     projector = Projector(teacher.module().sizes.embed_dim) if method and method.projector else None
-    loss = Distillation(module, size, d.tap, d.bins, d.tau_bin, weights, labels(config), head, projector)
+    m = config.model
+    depth_range = depth_bins.canonical_range(m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range))
+    loss = Distillation(
+        module, size, d.tap, d.bins, d.tau_bin, weights, labels(config), depth_range, m.focal_canonical, head, projector
+    )
     return Distilled(loss, teacher, cache)
 
 
@@ -203,7 +212,7 @@ def _open_cache(
     method: baselines.Baseline | None,
 ) -> TeacherCache:
     d = config.distill
-    if d.bins != "soft_assign" and need.logits:
+    if d.bins not in ("soft_assign", "aligned") and need.logits:
         raise ConfigError(f"teacher.cache: distill.bins = {d.bins!r} needs the teacher in the step")
     if method and method.needs == "features" and d.baseline != "cirkd":
         raise ConfigError(

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from fsmde_jax import teacher_signal
 from fsmde_jax.losses import baselines, total
 from fsmde_jax.losses.total import DistillWeights, Signal
+from fsmde_jax.models import depth_bins
 from fsmde_jax.models.projector import PROJECTOR_SCOPE, Projector
 from fsmde_jax.models.student import normalise_images
 from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE, TeacherBins
-from fsmde_jax.teacher_signal import TeacherMaps
+from fsmde_jax.teacher_signal import Labels, TeacherMaps
 
 Array = Any  # jax.Array
 
-BINS = ("soft_assign", "learned", "two_hot")
+BINS = ("soft_assign", "aligned", "learned", "two_hot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Distillation:
       size: (Ht, Wt) of its input.
       tap: which of its taps gives the tokens.
       bins: its distribution over bins, one of `BINS`.
-      tau_bin: of `soft_assign`; 0 = 1 / K.
+      tau_bin: of `soft_assign` and `aligned` (`teacher_signal.teacher_distribution`).
       weights: of the terms.
       labels: min_depth, max_depth, silog_lambda, chamfer_weight of `total.supervised_loss`.
+      depth_range, focal_canonical: of the student's bins, for `aligned` (`depth_bins.log_anchors`).
       head: the trained bin head of `learned`, otherwise None.
       projector: of a baseline that needs one, otherwise None.
     """
@@ -67,6 +69,8 @@ class Distillation:
     tau_bin: float
     weights: DistillWeights
     labels: Mapping[str, float]
+    depth_range: tuple[float, float]
+    focal_canonical: float
     head: TeacherBins | None = None
     projector: Projector | None = None
 
@@ -141,12 +145,21 @@ class Distillation:
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], maps: TeacherMaps, learned: Array | None
     ) -> Signal:
         head_size, count = outputs["bin_logits"].shape[2:4], outputs["bin_logits"].shape[-1]
-        kind = "two_hot" if self.bins == "two_hot" else "soft_assign"
+        kind = self.bins if self.bins in teacher_signal.KINDS else "soft_assign"
         logits, _, mask = teacher_signal.teacher_distribution(
             maps, batch["ego_mask"], kind=kind, head_size=head_size, num_bins=count, tau_bin=self.tau_bin,
-            centers=outputs["bin_centers"] if kind == "two_hot" else None, view_mask=batch["view_mask"],
+            centers=outputs["bin_centers"] if kind == "two_hot" else None,
+            labels=self._labels(batch, count) if kind == "aligned" else None, view_mask=batch["view_mask"],
         )  # fmt: skip
         visible = teacher_signal.pixel_mask(batch["ego_mask"], batch["view_mask"], head_size)
         if learned is not None:
             logits, mask = jax.lax.stop_gradient(learned), visible
         return Signal(mask, visible, logits, maps.tokens, maps.rel_inv_depth)
+
+    def _labels(self, batch: Mapping[str, Array], count: int) -> Labels:
+        anchors = depth_bins.log_anchors(
+            batch["intrinsics"], batch["depth"].shape[-1], count, depth_range=self.depth_range,
+            focal_canonical=self.focal_canonical,
+        )  # fmt: skip
+        limits = {key: self.labels[key] for key in ("min_depth", "max_depth")}
+        return Labels(batch["depth"], total.label_mask(batch, **limits), anchors, **limits)

@@ -24,7 +24,17 @@ from fsmde_jax.models.teacher_images import resize_for_teacher
 
 Array = Any  # jax.Array
 
-KINDS = ("soft_assign", "two_hot")  # made here; `learned` logits come from `models.teacher_head.TeacherBins`
+KINDS = ("soft_assign", "aligned", "two_hot")  # made here; `learned` logits come from `models.teacher_head.TeacherBins`
+
+
+class Labels(NamedTuple):
+    """What `aligned` fits a teacher's map to, and the bins that it goes to."""
+
+    depth: Array  # [B, N, H, W] metres
+    mask: Array  # [B, N, H, W] bool, True = valid label
+    anchors: Array  # [B, N, K] metres (`depth_bins.log_anchors`)
+    min_depth: float
+    max_depth: float
 
 
 class TeacherMaps(NamedTuple):
@@ -101,6 +111,7 @@ def teacher_distribution(
     num_bins: int,
     tau_bin: float,
     centers: Array | None = None,
+    labels: Labels | None = None,
     view_mask: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Bin logits of the teacher at the student's head resolution: resized, THEN normalised, THEN binned.
@@ -108,12 +119,14 @@ def teacher_distribution(
     Args:
       maps: of `run_teacher` or `cached_maps`.
       mask: `ego_mask` [B, N, H, W] bool at any size, True = not the ego body. Sky stays in.
-      kind: `soft_assign`: affine-invariant, per view (`teacher_bins.soft_assign`); `two_hot`: a metric teacher's depth
-        on the student's centers (`teacher_bins.two_hot`), for the probability term alone.
+      kind: `soft_assign`: affine-invariant, per view (`teacher_bins.soft_assign`); `aligned`: likewise, each view
+        fitted to its labels (`teacher_bins.align_to_labels`); `two_hot`: a metric teacher's depth on the student's
+        centers (`teacher_bins.two_hot`), for the probability term alone.
       head_size: (h, w) of the student's bin logits.
       num_bins: K.
-      tau_bin: temperature of `soft_assign`; 0 = 1 / K.
+      tau_bin: temperature of `soft_assign`, in units of its range, 0 = 1 / K; of `aligned`, in bin widths, 0 = 1.
       centers: the student's `bin_centers`, [B, N, 1, 1, K] or [B, N, h, w, K] metres; `two_hot` only, no gradient.
+      labels: `aligned` only.
       view_mask: [B, N] bool, False = camera absent; None = all are there.
 
     Returns:
@@ -134,6 +147,16 @@ def teacher_distribution(
         tau = tau_bin or 1.0 / num_bins
         logits, view_valid = teacher_bins.soft_assign(r, num_bins=num_bins, tau_bin=tau, mask=visible)
         return logits, view_valid, visible & view_valid[:, :, None, None]
+    if kind == "aligned":
+        if labels is None or labels.anchors.shape[-1] != num_bins:
+            raise ValueError(f"aligned: expected labels with {num_bins} anchors, got {labels and labels.anchors.shape}")
+        r = teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head_size)
+        depth, view_valid = teacher_bins.align_to_labels(
+            r, labels.depth, labels.mask, min_depth=labels.min_depth, max_depth=labels.max_depth
+        )
+        logits = teacher_bins.assign_depth(depth, labels.anchors, tau_bin=tau_bin or 1.0)
+        visible = visible & view_valid[:, :, None, None]
+        return jnp.where(visible[..., None], logits, 0.0), view_valid, visible
     if maps.depth is None:
         raise ConfigError(
             "two_hot needs a metric teacher run in the step, but this one gives relative inverse depth"

@@ -341,6 +341,8 @@ def test_wrong_keys_are_refused_before_any_work(records, capsys):
             "distill.bins": "two_hot", "distill.w_ckd": 1.0},
         r"distill.w_cross = 1.0: teaches bin centers, but those of model.bins = 'sid' are fixed": {
             "distill.w_ckd": 1.0, "model.bins": "sid"},
+        r"distill.bins = 'aligned' spaces its bins evenly in log-depth, but those of model.bins = 'linear'": {
+            "distill.bins": "aligned", "distill.w_ckd": 1.0, "model.bins": "linear"},
         r"teacher.longer_side = 5: expected": {"teacher.longer_side": 5},
         r"distill.tokens = \(0, 4\)": {"distill.tokens": (0, 4)},
     }  # fmt: skip
@@ -393,3 +395,30 @@ def test_two_hot_teaches_probabilities_on_the_students_own_centers(records, monk
     log_q = z - np.log(np.exp(z).sum(-1, keepdims=True))
     assert float(terms["ckd_prob"]) == pytest.approx(float((p * (np.log(p) - log_q)).sum(-1).mean()), rel=2e-3)
     assert norms(own)["decoder"] > 0
+
+
+def test_aligned_bins_are_those_that_the_students_head_starts_from(records):
+    """On a student that was just made, the crossing of an aligned teacher is its depth in metres, up to the blur."""
+    changes = {"distill.bins": "aligned", "distill.w_ckd": 1.0, "distill.tau_bin": 0.05, "model.num_bins": 64}
+    job = Job(make_config(records, **changes))
+    terms, own, _ = job.value_and_grad()
+    assert float(terms["ckd_prob"]) > 0 and norms(own)["decoder"] > 0
+    variables = {"params": job.state.params, "batch_stats": job.state.batch_stats}
+    images = normalise_images(job.batch["images"])
+    outputs = job.model.apply(variables, images, job.batch["intrinsics"], job.batch["cam_to_ego"], train=False)
+    loss = job.distilled.loss
+    labels = loss._labels(job.batch, 64)
+    np.testing.assert_allclose(labels.anchors, outputs["view_bin_centers"], rtol=1e-4)
+    clean = normalise_images(job.batch["clean_images"])
+    teacher = job.distilled.teacher
+    maps = teacher_signal.run_teacher(teacher.module(), teacher.params, clean, size=loss.size)
+    head = outputs["bin_logits"].shape[2:4]
+    logits, valid, mask = teacher_signal.teacher_distribution(
+        maps, job.batch["ego_mask"], kind="aligned", head_size=head, num_bins=64, tau_bin=0.05, labels=labels,
+        view_mask=job.batch["view_mask"],
+    )  # fmt: skip
+    r = teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head)
+    depth, _ = teacher_bins.align_to_labels(r, labels.depth, labels.mask, min_depth=0.1, max_depth=80.0)
+    assert np.asarray(mask).any() and np.asarray(mask)[~np.asarray(valid)].sum() == 0
+    crossed = (np.asarray(jax.nn.softmax(logits, -1)) * np.asarray(outputs["bin_centers"])).sum(-1)
+    np.testing.assert_allclose(crossed[mask], np.asarray(depth)[mask], rtol=0.06)  # half a bin's width

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fsmde_jax import interpolate
 from fsmde_jax.losses import teacher_bins
 
 B, N, H, W, K = 2, 3, 11, 13, 16
@@ -313,3 +314,67 @@ def test_shapes_and_options_that_cannot_be_are_refused():
         teacher_bins.two_hot(r, np.ones((B, N, K)))
     with pytest.raises(ValueError, match="smoothing"):
         teacher_bins.two_hot(r, np.ones((B, N, 1, 1, K)), smoothing=1.0)
+
+
+def _labelled(seed=0, h=6, w=8):
+    """r at head resolution [1, 3, h, w] and labels [1, 3, 2h, 2w] with their mask."""
+    rng = np.random.default_rng(seed)
+    r = rng.uniform(0.1, 1.0, (1, 3, h, w)).astype(np.float32)
+    fine = np.asarray(interpolate.resize(jnp.asarray(r)[..., None], 2 * h, 2 * w, "bilinear"))[..., 0]
+    depth = 1 / (0.3 * fine + 0.02) * np.exp(rng.normal(0, 0.2, fine.shape))
+    return r, fine, depth.astype(np.float32), rng.random(fine.shape) < 0.4
+
+
+def test_alignment_is_numpys_weighted_least_squares():
+    r, fine, depth, mask = _labelled()
+    found, valid = teacher_bins.align_to_labels(r, depth, mask, min_depth=0.5, max_depth=30.0)
+    assert np.asarray(valid).all()
+    for view in range(3):
+        x, d = (a[0, view][mask[0, view]].astype(np.float64) for a in (fine, depth))
+        (s, t), *_ = np.linalg.lstsq(np.stack([d * x, d], -1), np.ones(len(d)), rcond=None)
+        expected = 1 / np.clip(s * r[0, view] + t, 1 / 30.0, 1 / 0.5)
+        np.testing.assert_allclose(found[0, view], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("shift", [-10.0, 0.0, 10.0])
+def test_alignment_does_not_feel_an_affine_map(scale, shift):
+    r, _, depth, mask = _labelled()
+    limits = {"min_depth": 0.5, "max_depth": 80.0}
+    plain, _ = teacher_bins.align_to_labels(r, depth, mask, **limits)
+    if scale == 1e-3 and shift:  # float32 holds three digits of such a map
+        shift *= 1e-3
+    moved, valid = teacher_bins.align_to_labels(scale * r + shift, depth, mask, **limits)
+    assert np.asarray(valid).all()
+    np.testing.assert_allclose(moved, plain, rtol=2e-3)
+
+
+def test_views_that_cannot_be_aligned_are_named_and_stay_finite():
+    r, _, depth, mask = _labelled()
+    few = mask.copy()
+    few[0, 0] = False
+    few[0, 0, 0, :9] = True  # nine labels
+    r[0, 1] = 0.7  # says nothing
+    r[0, 2] = 1 / r[0, 2]  # larger = farther
+    found, valid = teacher_bins.align_to_labels(r, depth, few, min_depth=0.5, max_depth=30.0)
+    assert not np.asarray(valid).any() and np.isfinite(found).all()
+    hidden = np.where(mask, depth, np.nan).astype(np.float32)
+    same, _ = teacher_bins.align_to_labels(_labelled()[0], hidden, mask, min_depth=0.5, max_depth=30.0)
+    whole, _ = teacher_bins.align_to_labels(_labelled()[0], depth, mask, min_depth=0.5, max_depth=30.0)
+    np.testing.assert_array_equal(same, whole)
+    _, valid = teacher_bins.align_to_labels(_labelled()[0], depth, mask & False, min_depth=0.5, max_depth=30.0)
+    assert not np.asarray(valid).any()
+    with pytest.raises(ValueError, match="align_to_labels: expected"):
+        teacher_bins.align_to_labels(r, depth[:, :2], mask, min_depth=0.5, max_depth=30.0)
+
+
+def test_depth_is_assigned_to_log_spaced_anchors():
+    anchors = np.exp(np.linspace(np.log(1.0), np.log(32.0), 6))  # one octave apart
+    depth = np.array([[[[1.0, 2.0, 2.0 * 2**0.25, 100.0]]]], np.float32)
+    logits = np.asarray(teacher_bins.assign_depth(depth, anchors[None, None], tau_bin=0.5))
+    octaves = np.abs(np.log2(depth)[..., None] - np.arange(6.0))
+    np.testing.assert_allclose(logits, -octaves / 0.5, atol=1e-5)
+    with pytest.raises(ValueError, match="tau_bin must be positive"):
+        teacher_bins.assign_depth(depth, anchors[None, None], tau_bin=0.0)
+    with pytest.raises(ValueError, match="assign_depth: expected"):
+        teacher_bins.assign_depth(depth, anchors[None], tau_bin=1.0)

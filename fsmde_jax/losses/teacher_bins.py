@@ -17,6 +17,7 @@ Array = Any  # jax.Array
 
 PERCENTS = (2, 98)  # of a view's unmasked pixels: the ends of the normalised range
 MIN_TEACHER_DEPTH = 1e-3  # metres; a metric teacher's sigmoid may underflow to 0, whose inverse is not finite
+MIN_LABELS = 10  # of a view, for two unknowns: the alignment to fewer is not trusted
 _ROUNDING = 1e-6  # about 8 units in the last place of float32
 
 
@@ -112,6 +113,70 @@ def soft_assign(rel_inv_depth: Array, *, num_bins: int, tau_bin: float, mask: Ar
     logits = -jnp.abs(u[..., None] - anchors) / tau_bin
     says = mask & view_valid[..., None]
     return jnp.where(says[..., None], logits, 0.0), view_valid[..., 0]
+
+
+def align_to_labels(
+    rel_inv_depth: Array, depth: Array, mask: Array, *, min_depth: float, max_depth: float
+) -> tuple[Array, Array]:
+    """A teacher's map in metres: per view the affine map to inverse depth that fits the labels best, in closed form.
+
+    Least squares of D (s r + t) - 1 over the labels D, i.e. of the RELATIVE error of depth, under s > 0; then
+    1 / (s r + t), clipped to the range. As protocol P0 (docs/protocol.md) aligns, but that weighs every label alike.
+    Nothing changes under r -> a r + b with a > 0.
+
+    Args:
+      rel_inv_depth: r [B, N, h, w] at head resolution, larger = nearer.
+      depth: labels D [B, N, H, W] metres.
+      mask: [B, N, H, W] bool, True = valid label. What is masked is not looked at.
+      min_depth, max_depth: metres.
+
+    Returns:
+      (depth [B, N, h, w] float32 metres; view_valid [B, N] bool: False where fewer than `MIN_LABELS` labels say where
+      the view is, or r says nothing of them, or the opposite). Neither carries a gradient.
+    """
+    if rel_inv_depth.ndim != 4 or depth.shape != mask.shape or depth.shape[:2] != rel_inv_depth.shape[:2]:
+        raise ValueError(
+            "align_to_labels: expected r [B, N, h, w] and labels with their mask [B, N, H, W], got"
+            f" {rel_inv_depth.shape}, {depth.shape}, {mask.shape}"
+        )
+    mask, axes = mask.astype(bool), (2, 3)
+    r = jax.lax.stop_gradient(rel_inv_depth.astype(jnp.float32))
+    r = r - r.min(axes, keepdims=True)  # exact where r varies little about a large value
+    at_labels = interpolate.resize_taps(r[..., None], *depth.shape[2:], "bilinear")[..., 0]
+    d = jnp.where(mask, depth.astype(jnp.float32), 1.0)
+    weight = jnp.where(mask, d * d, 0.0)
+
+    def mean(values: Array) -> Array:
+        return jnp.sum(weight * values, axes, keepdims=True) / jnp.maximum(weight.sum(axes, keepdims=True), 1e-6)
+
+    centre, level = mean(at_labels), mean(1.0 / d)
+    centred = at_labels - centre
+    power = mean(centred * centred)
+    varies = power > (_ROUNDING * jnp.max(jnp.abs(rel_inv_depth.astype(jnp.float32)), axes, keepdims=True)) ** 2
+    scale = mean(centred / d) / jnp.where(varies, power, 1.0)
+    view_valid = varies & (scale > 0) & (mask.sum(axes, keepdims=True) >= MIN_LABELS)
+    inverse = jnp.where(view_valid, level + scale * (r - centre), 1.0 / max_depth)
+    return 1.0 / jnp.clip(inverse, 1.0 / max_depth, 1.0 / min_depth), view_valid[..., 0, 0]
+
+
+def assign_depth(depth: Array, anchors: Array, *, tau_bin: float) -> Array:
+    """Bin logits -|log d - log a_k| / (tau_bin x bin width) of depth at anchors that are evenly spaced in log-depth.
+
+    Args:
+      depth: [B, N, h, w] metres, positive.
+      anchors: [B, N, K] metres, ascending; K at least 2.
+      tau_bin: temperature in units of a bin's width in log-depth.
+
+    Returns:
+      [B, N, h, w, K] float32, nearest bin first.
+    """
+    if depth.ndim != 4 or anchors.shape[:2] != depth.shape[:2] or anchors.ndim != 3 or anchors.shape[-1] < 2:
+        raise ValueError(f"assign_depth: expected [B, N, h, w] and [B, N, K], got {depth.shape}, {anchors.shape}")
+    if not tau_bin > 0:
+        raise ValueError(f"assign_depth: tau_bin must be positive, got {tau_bin}")
+    log_anchors = jnp.log(anchors.astype(jnp.float32))[:, :, None, None, :]
+    width = (log_anchors[..., -1:] - log_anchors[..., :1]) / (anchors.shape[-1] - 1)
+    return -jnp.abs(jnp.log(depth.astype(jnp.float32))[..., None] - log_anchors) / (tau_bin * width)
 
 
 def two_hot(depth: Array, centers: Array, *, smoothing: float = 0.01) -> Array:

@@ -48,6 +48,22 @@ def focal_ratio(intrinsics: Array, width: int, focal_canonical: float) -> Array:
     return intrinsics[..., 0, 0] / (focal_canonical * width / FOCAL_WIDTH)
 
 
+def log_anchors(
+    intrinsics: Array, width: int, num_bins: int, *, depth_range: tuple[float, float], focal_canonical: float
+) -> Array:
+    """The centers [..., K] metres that a head with bins `log` starts from: evenly spaced in log-depth.
+
+    Args:
+      intrinsics: [..., 3, 3] pixels at network `width`.
+      num_bins: K.
+      depth_range: canonical [lo, hi] in metres (`canonical_range`).
+      focal_canonical: f_0, pixels at width 640.
+    """
+    lo, hi = (math.log(depth) for depth in depth_range)
+    position = (jnp.arange(num_bins, dtype=jnp.float32) + 0.5) / num_bins
+    return jnp.exp(lo + (hi - lo) * position) * focal_ratio(intrinsics, width, focal_canonical)[..., None]
+
+
 def reachable_depths(
     fx: Array,
     width: int,

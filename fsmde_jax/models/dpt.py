@@ -21,9 +21,9 @@ HEAD_WIDTH = 32  # channels before the last layer, in every variant
 def _conv(features: int, kernel: int, dtype: Dtype, name: str, *, stride: int = 1, bias: bool = True) -> nn.Conv:
     # 'SAME' would pad a stride-2 3x3 convolution by (0, 1); torch pads by (1, 1).
     return nn.Conv(
-        features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, use_bias=bias, dtype=dtype, name=name,
-        conv_general_dilated=convolve,
-    )
+        features, (kernel, kernel), strides=(stride, stride), padding=kernel // 2, use_bias=bias, dtype=dtype,
+        conv_general_dilated=convolve, name=name,
+    )  # fmt: skip
 
 
 def _upsample(x: Array, height: int, width: int) -> Array:

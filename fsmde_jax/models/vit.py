@@ -72,7 +72,7 @@ def interpolate_positions(positions: Array, h: int, w: int, offset: float = 0.1)
 
 def _attend_by_heads(qkv: Array) -> Array:
     """Attention image after image, its heads side by side: on a CPU, few scores at a time stay near the cache, and
-    heads of their own keep all cores busy. All at once took twice as long, one head after the other a quarter longer."""
+    heads of their own keep all cores busy. All at once took twice as long, head after head a quarter longer."""
 
     def one_head(query: Array, key: Array, value: Array) -> Array:  # [T, width] each
         scores = jnp.einsum("tc,sc->ts", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32)
