@@ -76,18 +76,59 @@ def reference_model(variant: str) -> Any:
 def our_program(model: Any, variant: str, dtype: str, attention: str | None = None) -> tuple[Any, Any]:
     """The jitted port and its parameters, those of `model`; inverse depth only, as the reference returns."""
     import jax
-    import jax.numpy as jnp
 
     from fsmde_jax import teacher_weights
-    from fsmde_jax.models.depth_anything import DepthAnything
 
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     params, _ = teacher_weights.convert_teacher(state, variant, source="the reference model")
+    return port(variant, dtype, attention), jax.device_put(params)
+
+
+def port(variant: str, dtype: str, attention: str | None = None) -> Any:
+    """The jitted port: (parameters, images [M, H, W, 3]) -> inverse depth [M, H, W]."""
+    import jax
+    import jax.numpy as jnp
+
+    from fsmde_jax.models.depth_anything import DepthAnything
+
     # transformers leaves out the official offset of the position embedding; the cost is the same.
     on_cpu = jax.default_backend() == "cpu"
     kind = jnp.dtype(dtype)
     module: Any = DepthAnything(variant, dtype=kind, position_offset=0.0, attention=attention, in_turn=on_cpu)
-    return jax.jit(lambda p, x: module.apply({"params": p}, x)["rel_inv_depth"]), jax.device_put(params)
+    return jax.jit(lambda p, x: module.apply({"params": p}, x)["rel_inv_depth"])
+
+
+def random_parameters(variant: str) -> Any:
+    """Parameters of the port that need no PyTorch: small random numbers, for time and memory only."""
+    import jax
+
+    from fsmde_jax.teacher_weights import template
+
+    keys = iter(jax.random.split(jax.random.key(0), 1000))
+    return jax.tree.map(lambda leaf: 0.02 * jax.random.normal(next(keys), leaf.shape), template(variant))
+
+
+def torch_calls(
+    model: Any, array: np.ndarray, dtype: str, threads: int, compiled: bool
+) -> dict[str, Callable[[], Any]]:
+    """PyTorch's sides by name: each a call without arguments that gives inverse depth [M, H, W] of images `array`."""
+    import torch
+
+    torch.set_num_threads(threads)
+    kind = getattr(torch, dtype)
+    same = copy.deepcopy(model).to(kind)
+    t = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().to(kind)
+
+    def call_of(function: Any) -> Callable[[], np.ndarray]:
+        def call() -> np.ndarray:
+            with torch.inference_mode():
+                result: np.ndarray = function(t).predicted_depth.float().numpy()
+            return result
+
+        return call
+
+    calls = {"PyTorch eager": call_of(same)}
+    return calls | ({"PyTorch compiled": call_of(torch.compile(same))} if compiled else {})
 
 
 def images(size: str) -> np.ndarray:
@@ -125,23 +166,7 @@ def compare(model: Any, size: str, args: argparse.Namespace) -> dict[str, Any]:
     if analysis is not None:
         row["xla_temporary_mb"] = analysis.temp_size_in_bytes / 2**20
     if args.torch:
-        import torch
-
-        def as_torch(function: Any) -> Callable[[], np.ndarray]:
-            def call() -> np.ndarray:
-                with torch.inference_mode():
-                    result: np.ndarray = function(t).predicted_depth.float().numpy()
-                return result
-
-            return call
-
-        torch.set_num_threads(args.threads)
-        kind = getattr(torch, args.dtype)
-        same = copy.deepcopy(model).to(kind)
-        t = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().to(kind)
-        sides["PyTorch eager"] = as_torch(same)
-        if args.compile:
-            sides["PyTorch compiled"] = as_torch(torch.compile(same))
+        sides |= torch_calls(model, array, args.dtype, args.threads, args.compile)
     row["seconds"] = time_sides(sides, args.repeats)
     row["median"] = {name: statistics.median(values) for name, values in row["seconds"].items()}
     row["ratio"] = {name: value / row["median"]["here"] for name, value in row["median"].items() if name != "here"}
@@ -184,41 +209,39 @@ def bfloat16_deviation(model: Any, size: str, variant: str) -> dict[str, float]:
     }
 
 
-def _high_water(side: str, variant: str, size: str, dtype: str, threads: int) -> float:
-    """MB by which a first call raises this process's peak of resident memory (Linux)."""
+def raised_peak(call: Callable[[], Any]) -> float:
+    """MB by which a call raises this process's peak of resident memory (Linux)."""
 
     def status(key: str) -> int:
         return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
 
-    model = reference_model(variant)
-    x = images(size)
-    if side == "here":
-        program, params = our_program(model, variant, dtype)
-        call: Callable[[], Any] = program.lower(params, x).compile()
-        arguments: tuple[Any, ...] = (params, x)
-    else:
-        import torch
-
-        torch.set_num_threads(threads)
-        kind = getattr(torch, dtype)
-        call, arguments = model.to(kind), (torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(kind),)
-        torch.set_grad_enabled(False)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status("VmRSS")
-    result = call(*arguments)
-    np.asarray(result if side == "here" else result.predicted_depth.float())
+    call()
     return (status("VmHWM") - before) / 1024
+
+
+def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
+    """What `function` returns in a fresh process."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _high_water(side: str, variant: str, size: str, dtype: str, threads: int) -> float:
+    """MB that a first call of a side takes above its weights and inputs."""
+    model = reference_model(variant)
+    x = images(size)
+    if side != "here":
+        return raised_peak(torch_calls(model, x, dtype, threads, compiled=False)[side])
+    program, params = our_program(model, variant, dtype)
+    compiled = program.lower(params, x).compile()
+    return raised_peak(lambda: np.asarray(compiled(params, x)))
 
 
 def peak_memory(args: argparse.Namespace, size: str) -> dict[str, float]:
     """MB above the weights and inputs, for each side in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    peaks = {}
-    for side in ("here", "PyTorch eager") if args.torch else ("here",):
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-            future = pool.submit(_high_water, side, args.variant, size, args.dtype, args.threads)
-            peaks[side] = future.result()
-    return peaks
+    sides = ("here", "PyTorch eager") if args.torch else ("here",)
+    return {side: in_own_process(_high_water, side, args.variant, size, args.dtype, args.threads) for side in sides}
 
 
 def same_conditions(threads: int) -> None:

@@ -17,22 +17,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.teacher import same_conditions
+from benchmarks.teacher import port, random_parameters, same_conditions
 
 SIZES = ((1, 518, 518), (6, 518, 518))  # KerasHub takes square images only
 
 
 def ours(size: tuple[int, int, int]) -> Callable[[Any], Any]:
     """This project's Small."""
-    import jax
-
-    from fsmde_jax.models.depth_anything import DepthAnything
-    from fsmde_jax.teacher_weights import template
-
-    module = DepthAnything("small", in_turn=jax.default_backend() == "cpu")
-    keys = iter(jax.random.split(jax.random.key(0), 1000))
-    params = jax.tree.map(lambda leaf: 0.02 * jax.random.normal(next(keys), leaf.shape), template("small"))
-    run = jax.jit(lambda params, images: module.apply({"params": params}, images)["rel_inv_depth"])  # type: ignore
+    run, params = port("small", "float32"), random_parameters("small")
     return lambda images: run(params, images)
 
 

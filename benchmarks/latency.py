@@ -1,0 +1,305 @@
+"""Efficiency of the students against their teachers: parameters, GFLOPs, time, rigs/s and peak memory for one rig.
+
+    python -m benchmarks.latency                                   # all students, Small here and in PyTorch, float32
+    python -m benchmarks.latency --students resnet18 --teachers small base --compile --onnx --out latency.json
+    python -m benchmarks.latency --dtype bfloat16 --no-torch       # on an accelerator
+    python -m benchmarks.latency --profile resnet18                # where a student's time goes, instead
+
+A rig is six views. Students are those of configs/base.py, from uint8 images to metres at input resolution. Teachers are
+Depth Anything V2 on the largest size of that shape whose sides are multiples of 14 (350x630 for 352x640); they get
+normalised images and are spared the resizing. Small also runs in PyTorch, eager and with --compile, and with --onnx in
+onnxruntime, from the same weights. Weights are random.
+
+All sides are timed in turn in one process with the same cores and settings of malloc (`benchmarks.teacher`), without
+compilation. Memory is measured in a process of its own for each network, above weights and inputs (CPU only). A
+multiplication and an addition are two FLOPs, as XLA counts them for the compiled program; products with padding are not
+counted. The last lines divide the time of a teacher's fastest side by each student's.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import teacher
+from benchmarks.student import VIEWS, Size, gflops, profile, profile_table, student
+
+WITH_TORCH = "small"  # the teacher that also runs in PyTorch and onnxruntime
+NEEDED = {"torch": ("torch", "transformers"), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One network, dtype and way of running it."""
+
+    kind: str  # student | teacher
+    name: str  # encoder or variant
+    dtype: str
+    way: str = "here"  # here | PyTorch eager | PyTorch compiled | onnxruntime
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables and JSON."""
+        return f"{self.name}, {self.dtype}" + ("" if self.way == "here" else f", {self.way}")
+
+
+def teacher_shape(size: Size, views: int = VIEWS) -> str:
+    """Input of a teacher for images of `size`, as `benchmarks.teacher` writes it: views x height x width."""
+    from fsmde_jax.models.teacher_images import PATCH, teacher_size
+
+    height, width = teacher_size(size, max(size) // PATCH * PATCH)
+    return f"{views}x{height}x{width}"
+
+
+def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any, ...]]:
+    """The compiled program of a side of this project and its arguments; fewer views for teachers only."""
+    import jax
+
+    if side.kind == "student":
+        _, run, arguments = student(side.name, side.dtype, size)
+    else:
+        run = teacher.port(side.name, side.dtype)
+        arguments = (teacher.random_parameters(side.name), jax.device_put(teacher.images(teacher_shape(size, views))))
+    return run.lower(*arguments).compile(), arguments
+
+
+def onnx_call(model: Any, array: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """onnxruntime on PyTorch's export of `model`: a call that gives inverse depth [M, H, W] of images `array`."""
+    import onnxruntime
+    import torch
+
+    class Output(torch.nn.Module):
+        """Inverse depth alone, as exporters want tensors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x).predicted_depth
+
+    x = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "teacher.onnx")
+        torch.onnx.export(Output().eval(), (torch.from_numpy(x),), path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: x})[0]
+
+
+def other_calls(model: Any, dtype: str, size: Size, args: argparse.Namespace) -> dict[Side, Callable[[], Any]]:
+    """Calls of Small's sides outside this project, with the weights of `model`."""
+    array = teacher.images(teacher_shape(size))
+    calls = teacher.torch_calls(model, array, dtype, args.threads, args.compile)
+    if args.onnx and dtype == "float32":
+        calls["onnxruntime"] = onnx_call(model, array, args.threads)
+    return {Side("teacher", WITH_TORCH, dtype, way): call for way, call in calls.items()}
+
+
+def _peak(side: Side, size: Size, args: argparse.Namespace) -> float:
+    if side.way == "here":
+        compiled, arguments = program(side, size)
+        return teacher.raised_peak(lambda: np.asarray(compiled(*arguments)))
+    model = teacher.reference_model(side.name)
+    only = argparse.Namespace(threads=args.threads, compile=False, onnx=side.way == "onnxruntime")
+    return teacher.raised_peak(other_calls(model, side.dtype, size, only)[side])
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Everything that is measured, one row for each side."""
+    import jax
+
+    calls: dict[Side, Callable[[], Any]] = {}
+    known: dict[tuple[str, str], dict[str, Any]] = {}  # by name and dtype: what does not depend on the way of running
+    chosen = [("student", name) for name in args.students] + [("teacher", name) for name in args.teachers]
+    model = teacher.reference_model(WITH_TORCH) if args.torch and WITH_TORCH in args.teachers else None
+    for kind, name in chosen:
+        for dtype in args.dtype:
+            side = Side(kind, name, dtype)
+            compiled, arguments = program(side, args.size)
+            if kind == "student":
+                count, taken = gflops(compiled), f"{VIEWS}x{args.size[0]}x{args.size[1]}"
+            else:  # its views run one after the other, in a loop
+                count, taken = VIEWS * gflops(program(side, args.size, views=1)[0]), teacher_shape(args.size)
+            if model is not None and name == WITH_TORCH:
+                arguments = (teacher.our_program(model, name, dtype)[1], *arguments[1:])
+            parameters = sum(leaf.size for leaf in jax.tree.leaves(arguments[0]))
+            analysis = compiled.memory_analysis()
+            temporary = {} if analysis is None else {"xla_temporary_mb": analysis.temp_size_in_bytes / 2**20}
+            known[name, dtype] = {"parameters": parameters, "gflops": count, "input": taken} | temporary
+            calls[side] = lambda run=compiled, given=arguments: jax.block_until_ready(run(*given))  # type: ignore[misc]
+            if model is not None and name == WITH_TORCH:
+                calls |= other_calls(model, dtype, args.size, args)
+    seconds = teacher.time_sides({side.label: call for side, call in calls.items()}, args.repeats)
+    rows = []
+    for side, call in calls.items():
+        row = {"side": side.label, **dataclasses.asdict(side), **known[side.name, side.dtype]}
+        if side.way != "here":
+            row.pop("xla_temporary_mb", None)
+            here = np.asarray(calls[dataclasses.replace(side, way="here")]())
+            row["relative_error"] = teacher.relative(np.asarray(call()), here)
+        times = seconds[side.label]
+        row |= {"seconds": times, "median": statistics.median(times), "min": min(times), "max": max(times)}
+        row["rigs_per_s"] = 1 / row["median"]
+        rows.append(row)
+    if args.memory and jax.default_backend() == "cpu":
+        for side, row in zip(calls, rows, strict=True):
+            if side.way != "PyTorch compiled":  # its first call compiles
+                row["peak_memory_mb"] = teacher.in_own_process(_peak, side, args.size, args)
+    return rows
+
+
+def speedups(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Teacher -> its fastest side, that one's median and by how much each student is faster; the default one last."""
+    found = {}
+    names = {row["name"]: None for row in rows if row["kind"] == "teacher"}
+    for name in sorted(names, key=lambda name: name == WITH_TORCH):
+        fastest = min((row for row in rows if row["name"] == name), key=lambda row: row["median"])
+        ratios = {row["side"]: fastest["median"] / row["median"] for row in rows if row["kind"] == "student"}
+        found[name] = {"fastest": fastest["side"], "median": fastest["median"], "times_faster": ratios}
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = ["| side | input | parameters | GFLOPs | median s | min | max | rigs/s | peak MB |", "|---" * 9 + "|"]
+    for row in rows:
+        peak = f"{row['peak_memory_mb']:.0f}" if "peak_memory_mb" in row else "-"
+        times = " | ".join(f"{row[key]:.3f}" for key in ("median", "min", "max"))
+        size = f"{row['parameters'] / 1e6:.2f} M | {row['gflops']:.1f}"
+        lines.append(f"| {row['side']} | {row['input']} | {size} | {times} | {row['rigs_per_s']:.2f} | {peak} |")
+    return "\n".join(lines)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Checks the flags before any work, makes names unique and turns --size into numbers.
+
+    Raises:
+      ConfigError: unknown name, a number that cannot be used, or a package that is needed and not installed.
+    """
+    from fsmde_jax.errors import ConfigError
+    from fsmde_jax.models import registry
+    from fsmde_jax.models.depth_anything import VARIANTS
+    from fsmde_jax.models.student import STRIDE
+
+    known: dict[str, Iterable[str]] = {"teachers": VARIANTS, "dtype": registry.DTYPES}
+    for flag, names in (known | dict.fromkeys(("students", "profile"), registry.ENCODERS)).items():
+        setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
+        for name in getattr(args, flag):
+            registry.check_name(f"--{flag}", name, names)
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.size)
+    if not found or any(int(side) % STRIDE for side in found.groups()):
+        raise ConfigError(f"--size {args.size}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
+    args.size = int(found[1]), int(found[2])
+    for flag in ("repeats", "threads"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag} {getattr(args, flag)}: expected at least 1")
+    if args.profile:
+        return
+    with_torch = args.torch and WITH_TORCH in args.teachers
+    for flag in ("compile", "onnx"):
+        if getattr(args, flag) and not with_torch:
+            raise ConfigError(f"--{flag}: of teacher {WITH_TORCH}; put that in --teachers, without --no-torch")
+    if args.onnx and "float32" not in args.dtype:
+        raise ConfigError("--onnx: onnxruntime's processor kernels want float32; add it to --dtype")
+    needed = (*(NEEDED["torch"] if with_torch else ()), *(NEEDED["onnx"] if args.onnx else ()))
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        flag = "leave out --onnx" if set(missing) <= set(NEEDED["onnx"]) else "pass --no-torch"
+        raise ConfigError(f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}, or {flag}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """The measurement that the checked flags describe: prints it and writes --out."""
+    import jax
+
+    from fsmde_jax import identity
+    from fsmde_jax.data.tfrecord import write_atomically
+    from fsmde_jax.errors import ConfigError, DataError
+
+    if args.torch and not args.profile and WITH_TORCH in args.teachers and jax.default_backend() != "cpu":
+        raise ConfigError(f"PyTorch would run on the processor, JAX on {jax.default_backend()}: pass --no-torch")
+    load = os.getloadavg()[0]
+    result: dict[str, Any] = identity.run_identity({}, {})
+    result = {key: result[key] for key in ("date", "commit", "versions", "hardware")}
+    for package in (*NEEDED["torch"], *NEEDED["onnx"]) if args.torch else ():
+        if importlib.util.find_spec(package) is not None:
+            result["versions"][package] = importlib.metadata.version(package)
+    result["hardware"] |= {"threads": args.threads, "load_average_before": load}
+    result |= {"command": args.command, "views": VIEWS, "repeats": args.repeats}
+    if args.profile:
+        result["profiles"] = []
+        for encoder in args.profile:
+            for dtype in args.dtype:
+                result["profiles"].append(profile(encoder, dtype, args.size, args.repeats))
+                print(profile_table(result["profiles"][-1]), flush=True)
+    else:
+        result["rows"] = compare(args)
+        result["speedups"] = speedups(result["rows"])
+        print(f"{table(result['rows'])}\n")
+    device, cores = result["hardware"]["device"], result["hardware"]["cores"]
+    print(f"{device}, {args.threads} of {cores} cores, jax {jax.__version__}, load average before {load:.1f}")
+    for name, found in result.get("speedups", {}).items():
+        print(f"\nFastest {name}: {found['fastest']}, {found['median']:.3f} s")
+        for side, ratio in found["times_faster"].items():
+            print(f"  {side} is {ratio:.2f} times as fast")
+    if args.out:
+        try:
+            write_atomically(Path(args.out), (json.dumps(result, indent=1) + "\n").encode())
+        except OSError as error:
+            raise DataError(f"{args.out}: cannot write ({error.strerror}); choose another place") from error
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, not yet checked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    encoders = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+    parser.add_argument("--students", nargs="+", default=encoders, metavar="ENCODER", help="default: all encoders")
+    parser.add_argument("--teachers", nargs="+", default=[WITH_TORCH], metavar="VARIANT", help="default: small")
+    parser.add_argument("--size", default="352x640", metavar="HxW", help="of the images, pixels (default 352x640)")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16 or both (default float32)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each side (default 7)")
+    parser.add_argument("--threads", type=int, default=2, help="cores of all sides (default 2)")
+    parser.add_argument("--no-torch", dest="torch", action="store_false", help="time this project only")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
+    parser.add_argument("--onnx", action="store_true", help="time onnxruntime, too; float32")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the memory runs")
+    parser.add_argument("--profile", nargs="+", default=[], metavar="ENCODER", help="time these students' pieces only")
+    parser.add_argument("--out", metavar="FILE.json", help="write the numbers here, too")
+    args = parser.parse_args(argv)
+    args.command = shlex.join([*parser.prog.split(), *(sys.argv[1:] if argv is None else argv)])
+    return args
+
+
+def main() -> None:
+    """Command line."""
+    args = parse()
+    teacher.same_conditions(max(args.threads, 1))
+    from fsmde_jax.errors import exit_with_message
+
+    with exit_with_message():
+        check(args)
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
