@@ -1,5 +1,6 @@
 """Suites and what is planned of them: folders, configs, refusals."""
 
+import itertools
 import json
 import re
 import shlex
@@ -12,8 +13,17 @@ from fsmde_jax.errors import ConfigError
 from fsmde_jax.experiment import plan as experiment_plan
 from fsmde_jax.experiment.plan import TEST, Run, changed, label_of, planned_tests, planned_tuning
 from fsmde_jax.experiment.suite import Row, load_suite, swept
+from fsmde_jax.losses import baselines
 from fsmde_jax.names import check_name, flatten, nearest
 from tests import made_up_runs
+
+
+def teacher_cache_flags(split):
+    """Flags of the one command that makes a cache, with their values."""
+    words = shlex.split(split.commands[0])
+    assert words[:3] == ["python", "-m", "fsmde_jax.teacher_cache"] and "--tokens" in words
+    return dict(itertools.pairwise(words))
+
 
 FREE = {"supervised": {}, "ckd": {}}
 
@@ -34,7 +44,11 @@ def test_the_ablation_suite_says_what_it_should():
     assert {config[name].distill.baseline for name in others} == others
     ours = {key for name in suite.rows for key in suite.rows[name].overrides}
     assert all(key.startswith(("teacher.", "distill.")) for key in ours)  # rows differ in nothing else
+    in_step = {name for name in suite.rows if not config[name].teacher.cache}
+    assert in_step == {name for name in others if baselines.baseline(name).needs == "features"} - {"cirkd"}
     for rig in suite.rigs.values():
+        assert [split.records for split in rig.caches] == [rig.overrides["teacher.cache"]]
+        assert teacher_cache_flags(rig.caches[0])["--records"] == rig.train.records
         seeds = [set(re.findall(r"--seed (\d+)", " ".join(s.commands))) for s in (rig.train, rig.val, rig.test)]
         assert seeds[0] == seeds[1] and not seeds[0] & seeds[2]
         assert len({rig.train.records, rig.val.records, rig.test.records}) == 3

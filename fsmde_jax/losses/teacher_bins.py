@@ -142,7 +142,7 @@ def align_to_labels(
     mask, axes = mask.astype(bool), (2, 3)
     r = jax.lax.stop_gradient(rel_inv_depth.astype(jnp.float32))
     r = r - r.min(axes, keepdims=True)  # exact where r varies little about a large value
-    at_labels = interpolate.resize_taps(r[..., None], *depth.shape[2:], "bilinear")[..., 0]
+    at_labels = interpolate.resize_taps(r[..., None], depth.shape[2], depth.shape[3], "bilinear")[..., 0]
     d = jnp.where(mask, depth.astype(jnp.float32), 1.0)
     weight = jnp.where(mask, d * d, 0.0)
 

@@ -120,7 +120,7 @@ def expected_depth(probabilities: Array, centers: Array) -> Array:
 
 def resize_depth(depth: Array, height: int, width: int) -> Array:
     """Depth [..., h, w] -> [..., height, width], bilinear with half-pixel centres."""
-    return interpolate.resize(depth[..., None], height, width, "bilinear")[..., 0]
+    return interpolate.resize_taps(depth[..., None], height, width, "bilinear")[..., 0]
 
 
 def log_binomial_logits(logit: Array, temperature: Array, num_bins: int) -> Array:
