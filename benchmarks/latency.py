@@ -198,12 +198,13 @@ def check(args: argparse.Namespace) -> None:
     from fsmde_jax.models import registry
     from fsmde_jax.models.depth_anything import VARIANTS
     from fsmde_jax.models.student import STRIDE
+    from fsmde_jax.names import check_name
 
     known: dict[str, Iterable[str]] = {"teachers": VARIANTS, "dtype": registry.DTYPES}
     for flag, names in (known | dict.fromkeys(("students", "profile"), registry.ENCODERS)).items():
         setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
         for name in getattr(args, flag):
-            registry.check_name(f"--{flag}", name, names)
+            check_name(f"--{flag}", name, names)
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.size)
     if not found or any(int(side) % STRIDE for side in found.groups()):
         raise ConfigError(f"--size {args.size}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
