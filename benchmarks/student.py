@@ -46,6 +46,7 @@ def pieces(model: Any, size: Size, arguments: tuple[Any, ...]) -> tuple[dict[str
     import jax
     import jax.numpy as jnp
 
+    from fsmde_jax.expectation import expected_depth
     from fsmde_jax.models import depth_bins
     from fsmde_jax.models import student as models
     from fsmde_jax.models.decoder import Decoder
@@ -70,7 +71,7 @@ def pieces(model: Any, size: Size, arguments: tuple[Any, ...]) -> tuple[dict[str
         ratio = depth_bins.focal_ratio(intrinsics, size[1], model.focal_canonical).reshape(-1)
         descriptor = jnp.mean(levels[1].astype(jnp.float32), (1, 2))
         out = modules["depth_bins"].apply(variables, levels[0], descriptor, ratio)
-        return depth_bins.expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"])
+        return expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"], model.expectation)
 
     def enlarge(depth: Any) -> Any:
         return depth_bins.resize_depth(depth, *size)

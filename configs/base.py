@@ -23,6 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.num_threads = 2  # reading and decoding threads of each process
     c.data.prefetch = 2  # batches prepared ahead on the device
     c.data.train_samples = 0  # train on this many of train_records, spread evenly; 0 = all
+    # Labels for this many of them only, spread evenly; 0 = all. A teacher sees the others too; every second rig is one.
+    c.data.labelled_samples = 0
     c.data.label_fraction = 1.0  # share of the LiDAR points that become labels, the same in every epoch; above 0
     c.data.use_extra_sweeps = True  # train on accumulated points where the records hold them
     c.data.dense_depth = False  # add the dense depth of rendered records to the training batches
@@ -43,6 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.decoder_channels = (16, 32, 64, 128, 256)  # at strides 2, 4, 8, 16, 32
     c.model.bins = "log"  # log|linear (adaptive widths), uniform|sid (fixed), attractor; docs/method.md
     c.model.probabilities = "softmax"  # softmax|log_binomial
+    # depth = exp(sum p log c), or sum p c as in AdaBins: log|depth
+    c.model.expectation = "log"
     c.model.num_bins = 64
     c.model.min_depth = 0.1  # metres: every camera must be able to reach [min_depth, max_depth]
     c.model.max_depth = 80.0

@@ -55,8 +55,9 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
         return registry.build_teacher(variant=t.variant, longer_side=t.longer_side, dtype=t.dtype, remat=t.remat)
     return registry.build_student(
         encoder=m.encoder, decoder_channels=tuple(m.decoder_channels), bins=m.bins, probabilities=m.probabilities,
-        num_bins=m.num_bins, min_depth=m.min_depth, max_depth=m.max_depth, focal_canonical=m.focal_canonical,
-        focal_range=tuple(m.focal_range), cross_view_blocks=m.cross_view_blocks, dtype=m.dtype,
+        expectation=m.expectation, num_bins=m.num_bins, min_depth=m.min_depth, max_depth=m.max_depth,
+        focal_canonical=m.focal_canonical, focal_range=tuple(m.focal_range), cross_view_blocks=m.cross_view_blocks,
+        dtype=m.dtype,
     )  # fmt: skip
 
 

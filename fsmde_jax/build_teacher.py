@@ -156,7 +156,13 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     image_size = (int(config.data.image_size[0]), int(config.data.image_size[1]))
     size = teacher_size(image_size, t.longer_side or teacher.card.longer_side or LONGER_SIDE)
     fields = {f.name for f in dataclasses.fields(DistillWeights)}
-    weights = DistillWeights(**{**{k: v for k, v in d.items() if k in fields}, "tokens": tuple(d.tokens)})
+    weights = DistillWeights(
+        **{
+            **{k: v for k, v in d.items() if k in fields},
+            "tokens": tuple(d.tokens),
+            "expectation": config.model.expectation,
+        }
+    )
     need = needs(weights)
     method = baselines.baseline(d.baseline) if d.baseline and d.w_baseline else None
     if weights.w_vr:
@@ -199,7 +205,14 @@ def _check_relations(
 def _teacher_bins(config: ml_collections.ConfigDict) -> TeacherBins:
     m = config.model
     return TeacherBins(
-        m.bins, m.probabilities, m.num_bins, m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range)
+        m.bins,
+        m.probabilities,
+        m.expectation,
+        m.num_bins,
+        m.min_depth,
+        m.max_depth,
+        m.focal_canonical,
+        tuple(m.focal_range),
     )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fsmde_jax.expectation import EXPECTATIONS, expected_depth
 from fsmde_jax.models import depth_bins
 from fsmde_jax.models.depth_bins import DepthBins
 
@@ -85,12 +86,25 @@ def test_widths_follow_the_formula():
     assert np.abs(np.diff(np.log(expected), axis=-1)).std() > 0.01  # the widths really differ
 
 
-def test_one_hot_probabilities_give_exactly_their_center():
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+def test_one_hot_probabilities_give_exactly_their_center(expectation):
     centers = run(head_of("attractor"), 0.5)["bin_centers"]
     for k in range(K):
         logits = jnp.where(jnp.arange(K) == k, 200.0, -200.0) * jnp.ones_like(centers)
-        depth = depth_bins.expected_depth(jax.nn.softmax(logits, -1), centers)
-        np.testing.assert_array_equal(depth, centers[..., k])
+        depth = expected_depth(jax.nn.softmax(logits, -1), centers, expectation)
+        np.testing.assert_allclose(depth, centers[..., k], rtol=0 if expectation == "depth" else 2e-6)
+
+
+def test_the_mean_in_log_depth_is_the_geometric_one_and_never_above_the_other():
+    rng = np.random.default_rng(7)
+    p = rng.dirichlet(np.ones(K), size=(3, 5)).astype(np.float32)
+    centers = np.sort(rng.uniform(0.5, 80, (3, 1, K)), -1).astype(np.float32)
+    log, depth = (np.asarray(expected_depth(p, centers, kind)) for kind in ("log", "depth"))
+    np.testing.assert_allclose(log, np.prod(centers.astype(np.float64) ** p, -1), rtol=1e-5)
+    np.testing.assert_allclose(depth, np.sum(centers.astype(np.float64) * p, -1), rtol=1e-5)
+    assert (log < depth).all()
+    with pytest.raises(ValueError, match="expectation"):
+        expected_depth(p, centers, "mean")
 
 
 @pytest.mark.parametrize("bins,kind", VARIANTS)
@@ -112,7 +126,7 @@ def test_gradients_are_finite_and_float32_for_bfloat16_features(bins, kind):
 
     def loss(params, scale):
         out = head.apply(params, features * scale, descriptor, ratio, levels)
-        depth = depth_bins.expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"])
+        depth = expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"], "log")
         assert depth.dtype == jnp.float32
         return jnp.mean(jnp.log(depth)) + jnp.mean(jnp.log(out["view_bin_centers"]))
 

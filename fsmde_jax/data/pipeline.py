@@ -53,12 +53,16 @@ def check_batch_size(batch_size: int, num_devices: int) -> None:
         )
 
 
-def layout(records: Records, *, batch_size: int, seed: int, process_count: int = 1, limit: int = 0) -> dict[str, Any]:
+def layout(
+    records: Records, *, batch_size: int, seed: int, process_count: int = 1, limit: int = 0, labelled: int = 0
+) -> dict[str, Any]:  # fmt: skip
     """What a stream's position is counted in. A state saved under one layout means other records under another.
 
     The number of threads is not in it: it changes nothing.
     """
+    of_labels = {"labelled": labelled} if labelled else {}
     return {
+        **of_labels,
         "order_version": ORDER_VERSION,
         "records": records.fingerprint,
         "num_records": len(chosen_indices(len(records), limit)),
@@ -116,6 +120,7 @@ def _build(
     size: tuple[int, int],
     use_extra: bool,
     label_fraction: float,
+    labelled: frozenset[int] | None,
     cache: TeacherCache | None,
     **extras: bool,
 ) -> Batch:
@@ -124,11 +129,24 @@ def _build(
     batch |= cache.empty(len(rows)) if cache else {}
     for row, (index, choice) in enumerate(rows):
         arrays = {name: array[row] for name, array in batch.items() if name != "record_index"}
-        sample, where = transforms.thin_labels(records[index], label_fraction, index), records.where(index)
+        share = label_fraction if labelled is None or index in labelled else 0.0
+        sample, where = transforms.thin_labels(records[index], share, index), records.where(index)
         cached = cache.maps(index, sample.sample_id) if cache else None
         transforms.load_rig(sample, arrays, choice=choice, use_extra=use_extra, cached=cached, where=where)
         batch["record_index"][row] = index
     return batch
+
+
+def _order(used: list[int], labelled: frozenset[int] | None, seed: int) -> grain.MapDataset:
+    """Record indices without end, every epoch shuffled anew; labelled and unlabelled ones in turn."""
+
+    def shuffled(indices: list[int]) -> grain.MapDataset:
+        return grain.MapDataset.range(len(indices)).seed(seed).shuffle().repeat().map(indices.__getitem__)
+
+    if labelled is None or len(labelled) == len(used):
+        return shuffled(used)
+    parts = [[i for i in used if (i in labelled) == wanted] for wanted in (True, False)]
+    return grain.MapDataset.mix([shuffled(part) for part in parts], weights=[0.5, 0.5])
 
 
 def train_dataset(
@@ -145,6 +163,7 @@ def train_dataset(
     use_extra_sweeps: bool = True,
     label_fraction: float = 1.0,
     limit: int = 0,
+    labelled: int = 0,
     dense_depth: bool = False,
     clean_images: bool = False,
     teacher_cache: TeacherCache | None = None,
@@ -167,6 +186,8 @@ def train_dataset(
       label_fraction: share of a record's points that become labels, the same ones in every epoch
         (`transforms.thin_labels`).
       limit: train on this many records only, spread evenly over all; 0 = all.
+      labelled: labels for this many of them only, spread evenly; 0 = for all. The others are there for a teacher. Every
+        second rig of the stream is then a labelled one, however few they are.
       dense_depth: adds `dense_depth` to the batches.
       clean_images: adds `clean_images` [B,N,H,W,3] uint8, the images before colour jitter: what a teacher sees.
       teacher_cache: adds its `teacher_rel_inv_depth` [B,N,h,w] float32, cropped and mirrored with the images, and
@@ -194,6 +215,9 @@ def train_dataset(
         raise ConfigError(f"data.label_fraction = {label_fraction}: expected a share above 0, at most 1")
     if not 0 <= limit <= len(records):
         raise ConfigError(f"data.train_samples = {limit}: there are {len(records)} samples; 0 takes all")
+    used = chosen_indices(len(records), limit)
+    if not 0 <= labelled <= len(used):
+        raise ConfigError(f"data.labelled_samples = {labelled}: there are {len(used)} samples; 0 labels all")
     if dense_depth:
         require_dense_depth(records, "data.dense_depth = True")
     size = (int(image_size[0]), int(image_size[1]))
@@ -201,23 +225,25 @@ def train_dataset(
     if teacher_cache:
         teacher_cache.check(records, size, augment.scale)
 
-    used = chosen_indices(len(records), limit)
+    with_labels = frozenset(used[i] for i in chosen_indices(len(used), labelled)) if labelled else None
 
     def with_position(local: int, index: int) -> np.ndarray:
-        return np.array([process_index + local * process_count, used[index]], np.int64)
+        return np.array([process_index + local * process_count, index], np.int64)
 
     def build(rows: np.ndarray) -> Batch:
         choices = [draw(augment, cameras, np.random.default_rng([seed, int(p)])) for p, _ in rows]
         chosen = [(int(i), c) for (_, i), c in zip(rows, choices, strict=True)]
         extras = {"dense_depth": dense_depth, "clean_images": clean_images}
-        return _build(records, chosen, size, use_extra_sweeps, label_fraction, teacher_cache, **extras)
+        return _build(records, chosen, size, use_extra_sweeps, label_fraction, with_labels, teacher_cache, **extras)
 
     # Repeating before slicing deals the hosts one common sequence: epochs stay in step though n may not divide them.
-    positions = grain.MapDataset.range(len(used)).seed(seed).shuffle().repeat()[process_index::process_count]
+    positions = _order(used, with_labels, seed)[process_index::process_count]
     batches = positions.map_with_index(with_position).batch(batch_size // process_count, drop_remainder=True).map(build)
     ahead = num_threads + prefetch if num_threads else 0
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))
-    the_layout = layout(records, batch_size=batch_size, seed=seed, process_count=process_count, limit=limit)
+    the_layout = layout(
+        records, batch_size=batch_size, seed=seed, process_count=process_count, limit=limit, labelled=labelled
+    )
     return _GuardedDataset(stream, the_layout)
 
 

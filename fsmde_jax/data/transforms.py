@@ -195,7 +195,7 @@ def thin_labels(sample: RigSample, fraction: float, seed: int) -> RigSample:
 
     Args:
       sample: a rig sample.
-      fraction: share in (0, 1]; 1 returns the sample itself.
+      fraction: share in [0, 1]; 1 returns the sample itself.
       seed: number of the record.
     """
     if fraction == 1:

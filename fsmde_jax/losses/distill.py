@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fsmde_jax import interpolate
+from fsmde_jax.expectation import expected_depth
 from fsmde_jax.losses.supervised import silog
 
 Array = Any  # jax.Array
@@ -58,8 +59,8 @@ def probability_loss(student_logits: Array, teacher_logits: Array, mask: Array, 
     return tau**2 * per_rig.sum() / jnp.maximum((count > 0).sum(), 1)
 
 
-def crossing_depth(teacher_logits: Array, student_centers: Array, size: tuple[int, int]) -> Array:
-    """Teacher probabilities x student centers: sum_k sg(p^T_k) c^S_k at temperature 1, resized as the student's depth.
+def crossing_depth(teacher_logits: Array, student_centers: Array, size: tuple[int, int], expectation: str) -> Array:
+    """Teacher probabilities x student centers: E_sg(p^T)[c^S] at temperature 1, resized as the student's depth.
 
     Source: our reading of the abstract's "cross-interaction".
 
@@ -67,6 +68,7 @@ def crossing_depth(teacher_logits: Array, student_centers: Array, size: tuple[in
       teacher_logits: [B, N, h, w, K], finite; no gradient.
       student_centers: metres, [B, N, 1, 1, K] or [B, N, h, w, K], nearest first.
       size: (H, W) of the result.
+      expectation: as the student's (`expectation.expected_depth`).
 
     Returns:
       Depth [B, N, H, W] float32, metres; bilinear with half-pixel centres, of DEPTH.
@@ -78,7 +80,7 @@ def crossing_depth(teacher_logits: Array, student_centers: Array, size: tuple[in
             f" {shape}, {student_centers.shape}"
         )
     p = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32), -1)
-    depth = jnp.sum(p * student_centers.astype(jnp.float32), -1)
+    depth = expected_depth(p, student_centers, expectation)
     return interpolate.resize_taps(depth[..., None], *size, "bilinear")[..., 0]
 
 
@@ -99,9 +101,10 @@ def crossing_loss(
     depth: Array,
     label_mask: Array,
     *,
+    expectation: str = "log",
     silog_lambda: float = 0.85,
 ) -> Array:
-    """L_cross = SILog(sum_k sg(p^T_k) c^S_k, D*): metric scale enters through the student's centers alone.
+    """L_cross = SILog(E_sg(p^T)[c^S], D*): metric scale enters through the student's centers alone.
 
     A label counts only where the teacher says all that its pixel's depth is interpolated from (`crossing_mask`).
     The teacher's probabilities must not depend on the student's centers, or the term says nothing about them: logits
@@ -113,7 +116,7 @@ def crossing_loss(
       mask: [B, N, h, w] bool, True = the teacher says something here. What is masked is not looked at.
       depth: labels D* [B, N, H, W] metres, positive where `label_mask` is set.
       label_mask: [B, N, H, W] bool, True = valid label (`total.label_mask`).
-      silog_lambda: see `supervised.silog`.
+      expectation: see `crossing_depth`; silog_lambda: see `supervised.silog`.
 
     Returns:
       Scalar float32.
@@ -125,7 +128,7 @@ def crossing_loss(
         )
     size = depth.shape[2:]
     logits = jnp.where(mask.astype(bool)[..., None], teacher_logits, 0.0)  # 0 x NaN would pass through the resize
-    crossed = crossing_depth(logits, student_centers, size)
+    crossed = crossing_depth(logits, student_centers, size, expectation)
     return silog(crossed, depth, label_mask.astype(bool) & crossing_mask(mask, size), lam=silog_lambda)
 
 
@@ -140,6 +143,7 @@ def ckd_loss(
     w_prob: float = 1.0,
     w_cross: float = 1.0,
     tau: float = 1.0,
+    expectation: str = "log",
     silog_lambda: float = 0.85,
 ) -> tuple[Array, dict[str, Array]]:
     """L_CKD = w_prob L_prob + w_cross L_cross; with w_cross = 0 it is Hinton's distillation on bins.
@@ -152,7 +156,7 @@ def ckd_loss(
       teacher_logits: [B, N, h, w, K] of `teacher_signal.teacher_distribution`; no gradient.
       mask: [B, N, h, w] bool, from the same function: True = the teacher says something here.
       depth: labels [B, N, H, W] metres; label_mask: [B, N, H, W] bool, True = valid label.
-      w_prob, w_cross: weights; tau: of `probability_loss`; silog_lambda: of `crossing_loss`.
+      w_prob, w_cross: weights; tau: of `probability_loss`; expectation, silog_lambda: of `crossing_loss`.
 
     Returns:
       (loss, terms): a float32 scalar, and unweighted scalars for the log: `ckd`, the loss itself; `ckd_prob` and
@@ -165,8 +169,9 @@ def ckd_loss(
         loss = loss + w_prob * terms["ckd_prob"]
     if w_cross:
         terms["ckd_cross"] = crossing_loss(
-            teacher_logits, student_centers, mask, depth, label_mask, silog_lambda=silog_lambda
-        )
+            teacher_logits, student_centers, mask, depth, label_mask, expectation=expectation,
+            silog_lambda=silog_lambda,
+        )  # fmt: skip
         loss = loss + w_cross * terms["ckd_cross"]
     terms["ckd"] = loss
     return loss, terms

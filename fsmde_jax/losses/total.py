@@ -70,6 +70,7 @@ class DistillWeights:
       w_ckd: of L_CKD = w_prob L_prob + w_cross L_cross; tau: temperature of L_prob.
       w_vr: of L_VRKD; relation: one of `RELATIONS`; tau_r: its temperature; tokens: grid of a view, rows x columns;
         center: see `relational.normalise_tokens`; intra: relations within a view, too.
+      expectation: how the student's depth comes from its bins (`expectation.expected_depth`).
       baseline: another method, a key of `baselines.BASELINES`, "" = none; w_baseline: its weight.
     """
 
@@ -77,6 +78,7 @@ class DistillWeights:
     w_prob: float = 1.0
     w_cross: float = 1.0
     tau: float = 1.0
+    expectation: str = "log"
     w_vr: float = 0.0
     relation: str = "tokens"
     tau_r: float = 0.1
@@ -130,7 +132,8 @@ def distillation_loss(
         value, terms = distill.ckd_loss(
             outputs["bin_logits"], outputs["bin_centers"], signal.logits, signal.mask, batch["depth"],
             label_mask(batch, min_depth=min_depth, max_depth=max_depth), w_prob=weights.w_prob,
-            w_cross=weights.w_cross, tau=weights.tau, silog_lambda=silog_lambda,
+            w_cross=weights.w_cross, tau=weights.tau, expectation=weights.expectation,
+            silog_lambda=silog_lambda,
         )  # fmt: skip
         loss = loss + weights.w_ckd * value
     if weights.w_vr:

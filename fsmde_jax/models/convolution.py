@@ -1,22 +1,28 @@
-"""Convolution that stays fast on maps smaller than its kernel."""
+"""Convolution as a matrix product where XLA's CPU backend is slow otherwise."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = Any  # jax.Array
 
 
 def convolve(
-    x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
+    x: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
 ) -> Array:
     """`jax.lax.conv_general_dilated`, as `nn.Conv(conv_general_dilated=convolve)` calls it; the numbers are the same.
 
     Where the output is smaller than the kernel, e.g. at stride 32 of a small image, XLA's CPU backend leaves its fast
     convolution, for the gradient too: 3x3 on 2 x 4 pixels takes 50 times as long. There it is one matrix product over
-    gathered neighbourhoods instead.
+    gathered neighbourhoods instead. A 1x1 convolution is a product as well, and so is then the gradient for its kernel,
+    which would be a convolution with a kernel of the map's size.
 
     Args:
       x: [M, h, w, c].
@@ -24,12 +30,13 @@ def convolve(
       strides, padding: per spatial axis.
       options: the others of `conv_general_dilated`.
     """
-    plain = (
-        not isinstance(padding, str)
-        and options.get("feature_group_count", 1) == 1
-        and all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
+    plain = options.get("feature_group_count", 1) == 1 and all(
+        set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation")
     )
-    if plain and max(kernel.shape[:2]) > 1:
+    unpadded = isinstance(padding, str) or not np.any(padding)  # of a 1x1 convolution: SAME and VALID add nothing to it
+    if plain and kernel.shape[:2] == (1, 1) and set(strides) == {1} and unpadded:
+        return jnp.matmul(x, kernel[0, 0], precision=options.get("precision"))
+    if plain and not isinstance(padding, str) and max(kernel.shape[:2]) > 1:
         size = [
             (length + sum(pad) - k) // stride + 1
             for length, pad, k, stride in zip(x.shape[1:3], padding, kernel.shape[:2], strides, strict=True)

@@ -1,4 +1,4 @@
-"""The depth-bin head: hybrid regression, depth = sum_k p_k c_k (docs/method.md, section 1).
+"""The depth-bin head: hybrid regression, depth = E_p[c] over bins (docs/method.md, section 1).
 
 Probabilities say WHERE along the range a pixel lies and never see the focal length; centers say how far that is in
 metres. Centers are predicted for a canonical focal length f_0 and multiplied by fx / f_0.
@@ -111,11 +111,6 @@ def check_focals(
             f" {max_depth:g} m"
         )
     return warnings
-
-
-def expected_depth(probabilities: Array, centers: Array) -> Array:
-    """sum_k p_k c_k: [..., K] and [..., K] -> [...], float32 (no matrix product, so a one-hot p gives exactly c)."""
-    return jnp.sum(probabilities.astype(jnp.float32) * centers.astype(jnp.float32), -1)
 
 
 def resize_depth(depth: Array, height: int, width: int) -> Array:

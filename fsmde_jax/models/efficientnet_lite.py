@@ -7,11 +7,14 @@ Stochastic depth, which the ImageNet training used, is left out.
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from fsmde_jax.models.convolution import convolve
 
 Dtype = Any
 Array = Any
@@ -73,6 +76,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_shift(x: Array, kernel: Array, stride: int) -> Array:
     """Depthwise convolution with 'SAME' padding as a sum of k * k shifted products.
 
@@ -91,6 +95,48 @@ def depthwise_shift(x: Array, kernel: Array, stride: int) -> Array:
             end = (m, i + (out_h - 1) * stride + 1, j + (out_w - 1) * stride + 1, c)
             total = total + jax.lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1)) * kernel[i, j, 0]
     return total
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_shift(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """Gradients for x, as shifted products again, and for the kernel, in a loop over the rows of the output.
+
+    Differentiated automatically, each of the k * k entries of the kernel gets a reduction of its own, into which XLA
+    fuses (that is, repeats) whatever x and the gradient are computed from. A loop reads both as they are.
+    """
+    x, kernel = saved
+    (m, h, w, c), k, (out_h, out_w) = x.shape, kernel.shape[0], gradient.shape[1:3]
+    before, after = zip(same_padding(h, k, stride), same_padding(w, k, stride), strict=True)
+    edges = [
+        (k - 1 - b, n + b - ((out - 1) * stride + 1), stride - 1)
+        for n, out, b in zip((h, w), (out_h, out_w), before, strict=True)
+    ]
+    spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    for_x = jnp.zeros((), x.dtype)
+    for i in range(k):
+        for j in range(k):
+            part = jax.lax.slice(spread, (0, i, j, 0), (m, i + h, j + w, c))
+            for_x = for_x + part * kernel[k - 1 - i, k - 1 - j, 0]
+
+    padded = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+
+    def add_row(total: Array, index: Array) -> tuple[Array, None]:
+        image, row = index // out_h, index % out_h
+        rows = jax.lax.dynamic_slice(padded, (image, row * stride, 0, 0), (1, k, padded.shape[2], c))[0]
+        of_row = jax.lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, out_w, c))[0]
+        columns = [
+            jnp.sum(rows[:, j : j + (out_w - 1) * stride + 1 : stride] * of_row, 1, dtype=jnp.float32) for j in range(k)
+        ]
+        return total + jnp.stack(columns, 1), None
+
+    for_kernel, _ = jax.lax.scan(add_row, jnp.zeros((k, k, c), jnp.float32), jnp.arange(m * out_h))
+    return for_x, for_kernel[:, :, None].astype(kernel.dtype)
+
+
+depthwise_shift.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class DepthwiseConv(nn.Module):
@@ -120,7 +166,7 @@ class DepthwiseConv(nn.Module):
 def _conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str) -> nn.Conv:
     return nn.Conv(
         features, (kernel, kernel), strides=(stride, stride), padding="SAME", use_bias=False, dtype=dtype,
-        kernel_init=_KERNEL_INIT, name=name,
+        kernel_init=_KERNEL_INIT, conv_general_dilated=convolve, name=name,
     )  # fmt: skip
 
 

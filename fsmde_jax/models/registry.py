@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fsmde_jax.errors import ConfigError
+from fsmde_jax.expectation import EXPECTATIONS
 from fsmde_jax.models import depth_bins
 from fsmde_jax.models.depth_anything import VARIANTS
 from fsmde_jax.models.rig_teacher import RigTeacher
@@ -62,6 +63,7 @@ def build_student(**fields: Any) -> Student:
     check_name("model.encoder", student.encoder, ENCODERS)
     check_name("model.bins", student.bins, depth_bins.BINS)
     check_name("model.probabilities", student.probabilities, depth_bins.PROBABILITIES)
+    check_name("model.expectation", student.expectation, EXPECTATIONS)
     if student.num_bins < 2:
         raise ConfigError(f"model.num_bins: expected at least 2, got {student.num_bins}")
     if len(student.decoder_channels) != 5 or min(student.decoder_channels) < 1:

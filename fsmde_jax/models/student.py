@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsmde_jax.errors import ConfigError
+from fsmde_jax.expectation import expected_depth
 from fsmde_jax.models import depth_bins, efficientnet_lite, resnet
 from fsmde_jax.models.cross_view import CrossView
 from fsmde_jax.models.decoder import Decoder
@@ -45,6 +46,7 @@ class Student(nn.Module):
       encoder: a key of `registry.ENCODERS`.
       decoder_channels: at strides 2, 4, 8, 16, 32.
       bins, probabilities, num_bins: of the head (`depth_bins.DepthBins`).
+      expectation: how depth comes from the bins, log | depth (`expectation.expected_depth`).
       min_depth, max_depth: metres that every camera within `focal_range` must be able to reach.
       focal_canonical: f_0, pixels at network width 640.
       focal_range: smallest and largest fx, pixels at network width 640, augmentation included.
@@ -56,6 +58,7 @@ class Student(nn.Module):
     decoder_channels: tuple[int, ...] = (16, 32, 64, 128, 256)
     bins: str = "log"
     probabilities: str = "softmax"
+    expectation: str = "log"
     num_bins: int = 64
     min_depth: float = 0.1
     max_depth: float = 80.0
@@ -124,7 +127,7 @@ class Student(nn.Module):
         ratio = depth_bins.focal_ratio(intrinsics.astype(jnp.float32), w, self.focal_canonical).reshape(b * n)
         descriptor = jnp.mean(levels[-1].astype(jnp.float32), (1, 2))
         out = head(levels[0], descriptor, ratio, levels[3::-1] if self.bins == "attractor" else ())
-        depth = depth_bins.expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"])
+        depth = expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"], self.expectation)
         out["pred_depth"] = depth_bins.resize_depth(depth, h, w)
         out["features"] = levels[2]
         return {**{key: unfold(value) for key, value in out.items()}, "taps": tuple(unfold(tap) for tap in taps)}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fsmde_jax import interpolate
+from fsmde_jax.expectation import expected_depth
 from fsmde_jax.models import depth_bins
 
 Array = Any  # jax.Array
@@ -31,11 +32,13 @@ class TeacherBins(nn.Module):
     a frozen network's features have a scale of their own). Float32 throughout.
 
     Attributes:
-      bins, probabilities, num_bins, min_depth, max_depth, focal_canonical, focal_range: as `models.student.Student`.
+      bins, probabilities, expectation, num_bins, min_depth, max_depth, focal_canonical, focal_range: as
+        `models.student.Student`.
     """
 
     bins: str = "log"
     probabilities: str = "softmax"
+    expectation: str = "log"
     num_bins: int = 64
     min_depth: float = 0.1
     max_depth: float = 80.0
@@ -71,5 +74,5 @@ class TeacherBins(nn.Module):
         head = depth_bins.DepthBins(self.bins, self.probabilities, self.num_bins, depth_range, name="depth_bins")
         ratio = depth_bins.focal_ratio(intrinsics.astype(jnp.float32), image_size[1], self.focal_canonical)
         out = head(x, jnp.mean(x, (2, 3)), ratio, levels)
-        depth = depth_bins.expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"])
+        depth = expected_depth(jax.nn.softmax(out["bin_logits"], -1), out["bin_centers"], self.expectation)
         return {**out, "pred_depth": depth_bins.resize_depth(depth, *image_size)}
