@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fsmde_jax import teacher_signal
-from fsmde_jax.losses import baselines, total
+from fsmde_jax.losses import baselines, teacher_bins, total
 from fsmde_jax.losses.total import DistillWeights, Signal
 from fsmde_jax.models import depth_bins
 from fsmde_jax.models.projector import PROJECTOR_SCOPE, Projector
@@ -149,17 +149,26 @@ class Distillation:
         logits, _, mask = teacher_signal.teacher_distribution(
             maps, batch["ego_mask"], kind=kind, head_size=head_size, num_bins=count, tau_bin=self.tau_bin,
             centers=outputs["bin_centers"] if kind == "two_hot" else None,
-            labels=self._labels(batch, count) if kind == "aligned" else None, view_mask=batch["view_mask"],
+            labels=self._labels(outputs, batch, count) if kind == "aligned" else None, view_mask=batch["view_mask"],
         )  # fmt: skip
         visible = teacher_signal.pixel_mask(batch["ego_mask"], batch["view_mask"], head_size)
         if learned is not None:
             logits, mask = jax.lax.stop_gradient(learned), visible
         return Signal(mask, visible, logits, maps.tokens, maps.rel_inv_depth)
 
-    def _labels(self, batch: Mapping[str, Array], count: int) -> Labels:
+    def _labels(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], count: int) -> Labels:
+        """What `aligned` fits: a view's labels, or, where it has too few, the student's own depth of this step.
+
+        The student's depth keeps its scale then, and learns the shape from the teacher: scale comes from labels alone.
+        """
         anchors = depth_bins.log_anchors(
             batch["intrinsics"], batch["depth"].shape[-1], count, depth_range=self.depth_range,
             focal_canonical=self.focal_canonical,
         )  # fmt: skip
         limits = {key: self.labels[key] for key in ("min_depth", "max_depth")}
-        return Labels(batch["depth"], total.label_mask(batch, **limits), anchors, **limits)
+        labels = total.label_mask(batch, **limits)
+        own = jax.lax.stop_gradient(outputs["pred_depth"])
+        seen = total.label_mask({**batch, "depth": own}, **limits)
+        enough = labels.sum((2, 3), keepdims=True) >= teacher_bins.MIN_LABELS
+        depth, mask = (jnp.where(enough, *pair) for pair in ((batch["depth"], own), (labels, seen)))
+        return Labels(depth, mask, anchors, **limits)

@@ -407,7 +407,7 @@ def test_aligned_bins_are_those_that_the_students_head_starts_from(records):
     images = normalise_images(job.batch["images"])
     outputs = job.model.apply(variables, images, job.batch["intrinsics"], job.batch["cam_to_ego"], train=False)
     loss = job.distilled.loss
-    labels = loss._labels(job.batch, 64)
+    labels = loss._labels(outputs, job.batch, 64)
     np.testing.assert_allclose(labels.anchors, outputs["view_bin_centers"], rtol=1e-4)
     clean = normalise_images(job.batch["clean_images"])
     teacher = job.distilled.teacher
@@ -422,3 +422,31 @@ def test_aligned_bins_are_those_that_the_students_head_starts_from(records):
     assert np.asarray(mask).any() and np.asarray(mask)[~np.asarray(valid)].sum() == 0
     crossed = (np.asarray(jax.nn.softmax(logits, -1)) * np.asarray(outputs["bin_centers"])).sum(-1)
     np.testing.assert_allclose(crossed[mask], np.asarray(depth)[mask], rtol=0.06)  # half a bin's width
+
+
+def test_aligned_bins_of_views_without_labels_keep_the_students_scale(records):
+    """A view that has too few labels is fitted to the student's own depth, so the step's scale comes from labels."""
+    job = Job(make_config(records, **{"distill.bins": "aligned", "distill.w_ckd": 1.0}))
+    depth = np.array(job.batch["depth"])
+    depth[:, 1] = 0.0
+    batch = {**job.batch, "depth": depth}
+    rng = np.random.default_rng(0)
+    outputs = {"pred_depth": jnp.asarray(rng.uniform(2, 70, depth.shape), jnp.float32)}
+    few, many = job.distilled.loss._labels(outputs, batch, 8), job.distilled.loss._labels(outputs, job.batch, 8)
+    enough = np.asarray(many.mask).sum((2, 3)) >= teacher_bins.MIN_LABELS
+    assert enough.all()
+    np.testing.assert_array_equal(few.depth[:, 1], outputs["pred_depth"][:, 1])
+    np.testing.assert_array_equal(few.mask[:, 1], np.asarray(batch["ego_mask"])[:, 1])
+    for view in (0, 2):
+        np.testing.assert_array_equal(few.depth[:, view], many.depth[:, view])
+        np.testing.assert_array_equal(few.mask[:, view], many.mask[:, view])
+    doubled = job.distilled.loss._labels({"pred_depth": 2 * outputs["pred_depth"]}, batch, 8)
+    r = 1 / outputs["pred_depth"][..., ::2, ::2] + jnp.asarray(rng.uniform(0, 0.01, (1, 3, 16, 32)), jnp.float32)
+
+    def aligned(labels):
+        return teacher_bins.align_to_labels(r, labels.depth, labels.mask, min_depth=1e-3, max_depth=1e3)
+
+    (one, valid), (two, _) = aligned(few), aligned(doubled._replace(mask=few.mask))
+    assert np.asarray(valid)[0, 1]
+    np.testing.assert_allclose(two[:, 1], 2 * one[:, 1], rtol=1e-4)  # of twice the depth: twice the depth
+    np.testing.assert_array_equal(two[:, 0], one[:, 0])

@@ -346,3 +346,38 @@ def test_training_on_some_of_the_records(records):
     assert pipeline.layout(records, batch_size=1, seed=3, limit=2)["num_records"] == 2
     with pytest.raises(ConfigError, match=r"data.train_samples = 99: there are"):
         pipeline.train_dataset(records, limit=99, image_size=SIZE, batch_size=1, seed=3)
+
+
+def test_labels_for_some_samples_only_and_every_second_rig_is_one_of_them(records):
+    options = {"image_size": SIZE, "batch_size": 1, "seed": 3, "num_threads": 0}
+    chosen = set(pipeline.chosen_indices(len(records), 2))
+    batches = take(pipeline.train_dataset(records, labelled=2, **options), 4 * len(records))
+    seen = [int(batch["record_index"][0]) for batch in batches]
+    assert [index in chosen for index in seen] == [True, False] * (2 * len(records))
+    assert set(seen) == set(range(len(records)))  # the others come in turn, each as often
+    others = [seen.count(index) for index in range(len(records)) if index not in chosen]
+    assert max(others) - min(others) <= 1
+    for index, batch in zip(seen, batches, strict=True):
+        assert (batch["depth"] > 0).any() == (index in chosen)
+        assert batch["images"].any()
+    # Hosts share this order as any other, a position can be resumed, and the layout knows how many have labels.
+    hosts = [
+        pipeline.train_dataset(records, labelled=2, process_index=i, process_count=2, **options | {"batch_size": 2})
+        for i in range(2)
+    ]
+    dealt = [int(b["record_index"][0]) for pair in zip(*(take(host, 5) for host in hosts), strict=True) for b in pair]
+    assert dealt == seen[:10]
+    iterator = iter(pipeline.train_dataset(records, labelled=2, **options))
+    for _ in range(3):
+        next(iterator)
+    resumed = iter(pipeline.train_dataset(records, labelled=2, **options))
+    resumed.set_state(iterator.get_state())
+    assert_same_batch(next(resumed), batches[3])
+    with pytest.raises(TrainingError, match="labelled: 2 when saved, None now"):
+        iter(pipeline.train_dataset(records, **options)).set_state(iterator.get_state())
+    with pytest.raises(ConfigError, match=r"data.labelled_samples = 99: there are"):
+        pipeline.train_dataset(records, labelled=99, **options)
+    all_of_them = pipeline.train_dataset(records, labelled=len(records), **options)
+    assert [int(b["record_index"][0]) for b in take(all_of_them, 5)] == indices(
+        pipeline.train_dataset(records, **options), 5
+    )
