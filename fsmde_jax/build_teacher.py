@@ -154,7 +154,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     if teacher.card.max_depth is None and "metric" in teacher.card.source.lower():
         raise ConfigError(f"teacher.weights = {t.weights!r}: no card says so, but its name says metric; {metric}")
     image_size = (int(config.data.image_size[0]), int(config.data.image_size[1]))
-    size = teacher_size(image_size, t.longer_side or teacher.card.longer_side or LONGER_SIDE)
+    size = teacher_size(image_size, t.longer_side or teacher.card.longer_side or LONGER_SIDE, teacher.module().patch)
     fields = {f.name for f in dataclasses.fields(DistillWeights)}
     weights = DistillWeights(
         **{
@@ -166,7 +166,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     need = needs(weights)
     method = baselines.baseline(d.baseline) if d.baseline and d.w_baseline else None
     if weights.w_vr:
-        _check_relations(weights, records, image_size, size)
+        _check_relations(weights, records, image_size, size, teacher)
     cache = _open_cache(config, records, teacher, size, need, method) if t.cache else None
     head = _teacher_bins(config) if d.bins == "learned" and need.logits else None
     on_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
@@ -181,16 +181,16 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
 
 
 def _check_relations(
-    weights: DistillWeights, records: Records, image_size: tuple[int, int], size: tuple[int, int]
+    weights: DistillWeights, records: Records, image_size: tuple[int, int], size: tuple[int, int], teacher: Teacher
 ) -> None:
     """That tokens are not finer than their features (`ConfigError`) and that cameras are adjacent (a warning)."""
     stride = 2 if weights.relation == "bins" else FEATURE_STRIDE
     student = tuple(side // stride for side in image_size)
-    teacher = student if weights.relation == "bins" else tuple(side // PATCH for side in size)
-    if any(g > s for sides in (student, teacher) for g, s in zip(weights.tokens, sides, strict=True)):
+    theirs = student if weights.relation == "bins" else tuple(side // teacher.token_stride for side in size)
+    if any(g > s for sides in (student, theirs) for g, s in zip(weights.tokens, sides, strict=True)):
         raise ConfigError(
             f"distill.tokens = {weights.tokens}: finer than what is compared of the student, {student}, or of the"
-            f" teacher, {teacher}, at these image sizes"
+            f" teacher, {theirs}, at these image sizes"
         )
     first = records[0]
     pairs = geometry.adjacency(first.cam_to_ego, first.intrinsics, first.image_size[:, 1])

@@ -23,6 +23,7 @@ from fsmde_jax.eval_options import EvalOptions, check, options_from
 from fsmde_jax.protocols import PointRule, SurroundProtocol, VfdepthProtocol
 from fsmde_jax.results import Results
 from fsmde_jax.state import make_predict
+from fsmde_jax.students import read_student
 from fsmde_jax.viz.panorama import panorama
 
 VFDEPTH_BATCH = 4  # rigs whose pixels P2 pools
@@ -179,8 +180,8 @@ def picture_of(predict_fn: PredictFn, records: Records, index: int, options: Eva
     return _picture(depth, images, points, select_cameras(sample, names, where), options)
 
 
-def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
-    """Evaluates a run's checkpoint on `data.eval_records`; writes and prints the tables.
+def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: str = "") -> Results:
+    """Evaluates a run's checkpoint, or the student `init_from`, on `data.eval_records`; writes and prints the tables.
 
     The network is the checkpoint's: `task`, `model.*` and a teacher's `teacher.*` are replaced by what it was trained
     with. Files:
@@ -192,8 +193,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
     """
     build.check(config)
-    tree, meta, step = checkpoint.read_parameters(Path(workdir), config.eval.checkpoint)
-    where = f"{workdir} ({config.eval.checkpoint} checkpoint, step {step})"
+    tree, meta, where = read_student(init_from) if init_from else read_student(workdir, config.eval.checkpoint)
     config = _with_model_of(meta["identity"]["config"], config, where)
     check(config)
     options = options_from(config, num_pictures=config.eval.num_pictures)
@@ -203,7 +203,8 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path) -> Results:
     predict = make_predict(model, build.read_fn(config))
     variables = checkpoint.fit_parameters(_template(model, len(records.cameras), options.image_size), tree, where)
     made_by = identity.run_identity(current, {"eval": records.fingerprint})
-    made_by |= {"checkpoint": config.eval.checkpoint, "step": step, "trained_as": meta["identity"]}
+    made_by |= {"checkpoint": where if init_from else config.eval.checkpoint, "step": meta["step"]}
+    made_by |= {"trained_as": meta["identity"]}
 
     def predict_fn(batch: dict[str, Any]) -> Any:
         return predict(variables["params"], variables["batch_stats"], sharding.spread(batch))
@@ -247,7 +248,8 @@ def inverse(predict: PredictFn) -> PredictFn:
 
 def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
     """The config with the checkpoint's own network (only the dtype stays free); says what it replaced."""
-    wanted = {**saved["model"], "dtype": config.model.dtype}
+    # Before there was a choice, the expectation was that of depth.
+    wanted = {"expectation": "depth", **saved["model"], "dtype": config.model.dtype}
     changed = checkpoint.differences(wanted, config.model.to_dict(), "model")
     teacher = {**config.teacher.to_dict()}
     task = saved.get("task", "student")  # runs of older versions do not say it

@@ -22,7 +22,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. con
 _MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train", "evaluate", "train_and_evaluate"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
 _INIT_FROM = flags.DEFINE_string(
-    "init_from", "", "Workdir of another run whose parameters start this one (fine-tuning)."
+    "init_from",
+    "",
+    "Whose parameters start this run (fine-tuning) or are evaluated: another run's workdir, a .safetensors file of"
+    " fsmde_jax.convert, or lite0, the student in this package.",
 )
 
 
@@ -44,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         if _MODE.value != "evaluate":
             train(config, workdir, init_from=_INIT_FROM.value)
         if _MODE.value != "train":
-            evaluate_run(config, workdir)
+            evaluate_run(config, workdir, _INIT_FROM.value if _MODE.value == "evaluate" else "")
 
 
 def _parse(argv: list[str]) -> list[str]:

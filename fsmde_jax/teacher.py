@@ -1,4 +1,5 @@
-"""Teachers on disk: a Depth Anything model with its parameters, from a converted folder or straight from a weight file.
+"""Teachers on disk: a Depth Anything model with its parameters, from a converted folder or straight from a weight file;
+or a trained student in its place (`fsmde_jax.students`).
 
 A converted folder (`python -m fsmde_jax.convert`) holds the parameters as an orbax checkpoint and `card.json`, which
 says what they are; it is read without PyTorch. A weight file written here has its card beside it, `<name>.json`. The
@@ -15,27 +16,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsmde_jax import checkpoint, teacher_weights
+from fsmde_jax import checkpoint, students, teacher_weights
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models.depth_anything import VARIANTS, DepthAnything
+from fsmde_jax.models.registry import ENCODERS, build_student
+from fsmde_jax.models.student_teacher import StudentTeacher
+from fsmde_jax.models.vit import PATCH
 from fsmde_jax.names import check_name
+
+STUDENT_TOKENS = 8  # stride of a student's features
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
     """What a teacher's parameters are, kept beside them."""
 
-    variant: str  # a name of `depth_anything.VARIANTS`
+    variant: str  # a name of `depth_anything.VARIANTS`, or of a student's encoder
     version: int = 2  # of Depth Anything: which blocks are tapped
     max_depth: float | None = None  # metres of a metric checkpoint; None = relative inverse depth
     source: str = ""  # name of the file, or of the run, that they came from
     sha256: str = ""  # of that file
     longer_side: int = 0  # pixels of the longer side of the images it was trained at; 0 = as the official ones
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # how it was trained, and what was measured
+    student: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields of `Student`; empty = Depth Anything
 
     def __post_init__(self) -> None:
-        check_name("variant", self.variant, VARIANTS)
+        check_name("variant", self.variant, ENCODERS if self.student else VARIANTS)
         if self.version not in (1, 2):
             raise ConfigError(f"version: Depth Anything has versions 1 and 2, got {self.version!r}")
         if self.max_depth is not None and not 0 < self.max_depth < float("inf"):
@@ -49,9 +56,16 @@ class Teacher:
     params: Any  # nested dicts of arrays
     card: Card
 
-    def module(self, dtype: Any = jnp.float32, **options: Any) -> DepthAnything:
-        """The linen module; `options` are further fields of `DepthAnything`."""
+    def module(self, dtype: Any = jnp.float32, **options: Any) -> Any:
+        """The `DepthAnything` or `StudentTeacher`; `options` are further fields of it."""
+        if self.card.student:
+            return StudentTeacher(build_student(**{**self.card.student, "dtype": dtype}), **options)
         return DepthAnything(self.card.variant, self.card.max_depth, self.card.version, dtype, **options)
+
+    @property
+    def token_stride(self) -> int:
+        """Pixels of its input to one of its tokens."""
+        return STUDENT_TOKENS if self.card.student else PATCH
 
 
 SHIPPED = {"tiny": Path(__file__).parent / "teachers" / "tiny.safetensors"}
@@ -68,7 +82,8 @@ def open_teacher(
     """Reads a teacher.
 
     Args:
-      path: "tiny" (ships with the package), a folder of `python -m fsmde_jax.convert`, or a .pth or .safetensors file.
+      path: "tiny" (ships with the package), a folder of `python -m fsmde_jax.convert`, a .pth or .safetensors file; or
+        a student as `students.read_student` takes it.
       variant, version, max_depth: what a FILE without a card holds: variant None = by its shapes, version None = 2,
         max_depth None = relative. Folders, and files that were written here, say so themselves.
 
@@ -76,14 +91,42 @@ def open_teacher(
       DataError: nothing is there, or it is not what it should be.
       ConfigError: something is said of a teacher that its card says otherwise.
     """
-    path = SHIPPED.get(str(path), Path(path))
     said = {"variant": variant, "version": version, "max_depth": max_depth}
+    if _is_student(str(path)):
+        return _open_student(str(path), said)
+    path = SHIPPED.get(str(path), Path(path))
     if path.is_dir():
         return _open_folder(path, said)
     if path.suffix == ".safetensors" and path.is_file() and path.with_suffix(".json").is_file():
         return _open_file_with_card(path, said)
     params, found = teacher_weights.load_teacher(path, variant)
     return Teacher(params, Card(found, version or 2, max_depth, path.name, _digest(path)))
+
+
+def _is_student(where: str) -> bool:
+    path = Path(where)
+    if where in students.SHIPPED or (path / "identity.json").is_file():
+        return True
+    try:
+        return path.suffix == ".safetensors" and "identity" in json.loads(path.with_suffix(".json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _open_student(where: str, said: dict[str, Any]) -> Teacher:
+    tree, meta, from_where = students.read_student(where)
+    config = meta["identity"]["config"]
+    if config.get("task", "student") != "student":
+        raise ConfigError(f"{where}: trains a teacher; make it a file with python -m fsmde_jax.convert first")
+    if config["model"].get("cross_view_blocks"):
+        raise ConfigError(f"{where}: mixes the views of a rig (model.cross_view_blocks), a teacher sees single images")
+    fields = {"expectation": "depth", **config["model"]}  # what there was before the choice
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    card = Card(
+        fields["encoder"], source=from_where, longer_side=max(config["data"]["image_size"]), student=fields,
+    )  # fmt: skip
+    _check_said(Path(where), card, said)
+    return Teacher({"params": tree["params"], "batch_stats": tree["batch_stats"]}, card)
 
 
 def _open_folder(path: Path, said: dict[str, Any]) -> Teacher:
@@ -136,6 +179,8 @@ def weight_hash(teacher: Teacher) -> str:
     """SHA-256 that names what a teacher computes: its weights (by the file's hash if the card has it), head, taps."""
     card = teacher.card
     digest = hashlib.sha256(f"{card.variant} {card.version} {card.max_depth} {card.sha256}".encode())
+    if card.student:
+        digest.update(json.dumps(card.student, sort_keys=True).encode())
     for path, leaf in [] if card.sha256 else jax.tree_util.tree_leaves_with_path(teacher.params):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())

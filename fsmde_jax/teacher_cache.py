@@ -58,7 +58,7 @@ def plan(
         sha256=weight_hash(teacher),
         teacher={"variant": card.variant, "version": card.version, "max_depth": card.max_depth, "source": card.source,
                  "dtype": dtype},
-        teacher_size=list(teacher_size(image_size, longer_side)),
+        teacher_size=list(teacher_size(image_size, longer_side, teacher.module().patch)),
         records_fingerprint=records.fingerprint,
         num_records=len(records),
         cameras=list(records.cameras),
@@ -181,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--teacher",
         required=True,
         metavar="T",
-        help="tiny (in this package), a folder of fsmde_jax.convert, or a .pth or .safetensors file",
+        help="tiny (in this package), a folder of fsmde_jax.convert, a .pth or .safetensors file, or a student: its"
+        " run, its .safetensors file, or lite0 (in this package)",
     )
     parser.add_argument("--records", required=True, metavar="R", help="records folder, or several with commas between")
     parser.add_argument("--cameras", default="", metavar="A,B", help="cameras to keep (default: all of the records)")

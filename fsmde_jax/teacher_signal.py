@@ -50,21 +50,21 @@ def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int
     """Runs a frozen teacher on the student's images.
 
     Args:
-      module: `Teacher.module(dtype)`, a `DepthAnything`; its compute dtype is the teacher's.
+      module: `Teacher.module(dtype)`, a `DepthAnything` or `StudentTeacher`; its compute dtype is the teacher's.
       params: the teacher's. To be an ARGUMENT of the jitted step: a closed-over array is baked into the program.
       images: [B, N, H, W, 3], normalised (`models.student.normalise_images`), with the student's crop and flip. The
         teacher should not see colour jitter: take `clean_images` of `train_dataset(clean_images=True)`.
-      size: (Ht, Wt) of the teacher's input, multiples of 14 (`teacher_images.teacher_size`).
+      size: (Ht, Wt) of the teacher's input, multiples of its patch (`teacher_images.teacher_size`).
       tap: which of the four taps gives the tokens; -1 = the last.
 
     Returns:
       `TeacherMaps`, without gradient.
 
     Raises:
-      ConfigError: `size` is not of positive multiples of 14.
+      ConfigError: `size` is not of positive multiples of the patch.
     """
     b, n = images.shape[:2]
-    x = resize_for_teacher(jax.lax.stop_gradient(images), *size)
+    x = resize_for_teacher(jax.lax.stop_gradient(images), *size, module.patch)
     outputs = module.apply({"params": jax.lax.stop_gradient(params)}, x.reshape(b * n, *x.shape[2:]))
 
     def unfold(leaf: Array) -> Array:

@@ -19,6 +19,7 @@ from fsmde_jax.data.records import Records, shared_scenes
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.student import ENCODER_SCOPE
 from fsmde_jax.state import Metrics, TrainState, init_state, make_predict, make_train_step
+from fsmde_jax.students import read_student
 from fsmde_jax.teacher import open_teacher
 from fsmde_jax.writer import Writer
 
@@ -137,11 +138,10 @@ def _dataset(
 def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str) -> TrainState:
     """Parameters of a new run: another run's, a teacher's, ImageNet's for the encoder, or the random ones."""
     if init_from:
-        folder = Path(init_from)
-        which = checkpoint.best_or_latest(folder)
-        tree, meta, step = checkpoint.read_parameters(folder, which)
-        print(f"starting from {init_from} ({which} checkpoint, step {step})")
-        changed = checkpoint.differences(meta["identity"]["config"]["model"], config.model.to_dict(), "model")
+        tree, meta, said = read_student(init_from)
+        print(f"starting from {said}")
+        of_it = {"expectation": "depth", **meta["identity"]["config"]["model"]}  # what there was before the choice
+        changed = checkpoint.differences(of_it, config.model.to_dict(), "model")
         if changed:
             print("note: the same parameters will mean something else, because\n  " + "\n  ".join(changed))
         own = checkpoint.without_companions({"params": state.params, "batch_stats": state.batch_stats})

@@ -75,6 +75,11 @@ class DepthAnything(nn.Module):
     in_turn: bool = False
 
     @property
+    def patch(self) -> int:
+        """Sides of its input are multiples of this, in pixels."""
+        return PATCH
+
+    @property
     def sizes(self) -> Variant:
         """The variant's numbers.
 

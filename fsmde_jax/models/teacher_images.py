@@ -79,25 +79,25 @@ def prepare_image(image: np.ndarray, size: int = REFERENCE_SIZE) -> np.ndarray:
     return (resized - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
 
 
-def teacher_size(image_size: Sequence[int], longer: int) -> tuple[int, int]:
-    """(height, width), multiples of 14: the longer side nearest to `longer`, the other nearest to the aspect ratio.
+def teacher_size(image_size: Sequence[int], longer: int, patch: int = PATCH) -> tuple[int, int]:
+    """(height, width), multiples of `patch`: the longer side nearest to `longer`, the other to the aspect ratio.
 
     Args:
       image_size: (H, W) of the student's images in pixels.
       longer: wanted pixels of the longer side, e.g. 630: 900x1600 becomes 350x630.
 
     Raises:
-      ConfigError: `longer` is below 14.
+      ConfigError: `longer` is below `patch`.
     """
-    if longer < PATCH:
-        raise ConfigError(f"teacher image size {longer}: expected at least {PATCH} pixels on the longer side")
+    if longer < patch:
+        raise ConfigError(f"teacher image size {longer}: expected at least {patch} pixels on the longer side")
     height, width = _sides(image_size)
-    most = max(1, round(longer / PATCH)) * PATCH
-    least = max(1, round(most * min(height, width) / max(height, width) / PATCH)) * PATCH
+    most = max(1, round(longer / patch)) * patch
+    least = max(1, round(most * min(height, width) / max(height, width) / patch)) * patch
     return (least, most) if height <= width else (most, least)
 
 
-def resize_for_teacher(images: Array, height: int, width: int) -> Array:
+def resize_for_teacher(images: Array, height: int, width: int, patch: int = PATCH) -> Array:
     """The student's images at the teacher's input size, inside jit.
 
     Bicubic per axis as in `prepare_image`; area weights where an axis shrinks to half or less, since bicubic would skip
@@ -105,18 +105,18 @@ def resize_for_teacher(images: Array, height: int, width: int) -> Array:
 
     Args:
       images: [B, N, H, W, 3] normalised (`models.student.normalise_images`), any float dtype.
-      height: of the result, a multiple of 14; width: likewise.
+      height: of the result, a multiple of `patch`; width: likewise.
 
     Returns:
       [B, N, height, width, 3] in the dtype of `images`; interpolated in float32.
 
     Raises:
-      ConfigError: a size is not a positive multiple of 14.
+      ConfigError: a size is not a positive multiple of `patch`.
     """
     for side in (height, width):
-        if side < PATCH or side % PATCH:
+        if side < patch or side % patch:
             raise ConfigError(
-                f"teacher image size {height}x{width}: height and width must be positive multiples of {PATCH}"
+                f"teacher image size {height}x{width}: height and width must be positive multiples of {patch}"
             )
     if images.ndim != 5 or images.shape[-1] != 3:
         raise ValueError(f"resize_for_teacher: expected [B, N, H, W, 3], got {images.shape}")

@@ -1,0 +1,129 @@
+"""Trained students, as runs and as single files; the package ships one, called "lite0" wherever a student is named.
+
+A file (`python -m fsmde_jax.convert --weights runs/mine --out mine.safetensors`) holds parameters and batch statistics;
+its card beside it, `<name>.json`, says of which network they are, how it was trained and what was measured.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from fsmde_jax import checkpoint
+from fsmde_jax.data.tfrecord import write_atomically
+from fsmde_jax.errors import ConfigError, DataError
+
+SHIPPED = {"lite0": Path(__file__).parent / "students" / "lite0.safetensors"}
+
+
+def read_student(where: str | Path, which: str = "") -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Parameters of a trained network.
+
+    Args:
+      where: "lite0" (ships with the package), a .safetensors file of `write_student`, or the folder of a run.
+      which: of a run's checkpoints, "best" | "latest"; "" = best if there is one.
+
+    Returns:
+      ({"params", "batch_stats"} as nested dicts of NumPy float32 arrays; meta, whose `identity` says how it was
+      trained; where they are from, in words).
+
+    Raises:
+      TrainingError: a run without such a checkpoint. DataError: a file or its card that cannot be used.
+    """
+    path = SHIPPED.get(str(where), Path(where))
+    if path.suffix == ".safetensors":
+        tree, meta = _read_file(path)
+        return tree, meta, f"{where} (step {meta['step']} of {meta['source']})"
+    which = which or checkpoint.best_or_latest(path)
+    tree, meta, step = checkpoint.read_parameters(path, which)
+    return tree, {**meta, "step": step, "source": path.name}, f"{where} ({which} checkpoint, step {step})"
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    beside = path.with_suffix(".json")
+    try:
+        meta = json.loads(beside.read_text(encoding="utf-8"))
+        blob = path.read_bytes()
+        _ = meta["identity"]["config"]["model"], meta["step"], meta["source"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a student of this project, or its card {beside.name} cannot be read ({error}); make both with"
+            " python -m fsmde_jax.convert --weights <folder of a run>"
+        ) from error
+    if meta.get("sha256") != (found := hashlib.sha256(blob).hexdigest()):
+        raise DataError(
+            f"{beside}: says that {path.name} has SHA-256 {str(meta.get('sha256'))[:12]}..., but it has"
+            f" {found[:12]}...: one of the two was replaced; fetch both again"
+        )
+    try:
+        flat = safetensors.numpy.load(blob)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not a whole .safetensors file ({error})") from error
+    tree = traverse_util.unflatten_dict({name: leaf.astype(np.float32) for name, leaf in flat.items()}, sep="/")
+    return {"params": tree.get("params", {}), "batch_stats": tree.get("batch_stats", {})}, meta
+
+
+def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) -> dict[str, Any]:
+    """Writes the (best, else latest) student of a run as one file with its card.
+
+    Args:
+      workdir: folder of the run.
+      path: new .safetensors file; the card gets the suffix .json.
+      half: kernels as float16; they are float32 again when they are read. Vectors and statistics stay float32.
+
+    Returns:
+      The card.
+
+    Raises:
+      ConfigError: one of the files is there already, or the name does not end in .safetensors.
+      DataError: it cannot be written, or a parameter does not fit float16.
+    """
+    workdir, path = Path(workdir), Path(path)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: expected a name that ends in .safetensors")
+    for file in (path, path.with_suffix(".json")):
+        if file.exists():
+            raise ConfigError(f"{file}: exists already; choose another name or delete it")
+    tree, meta, _ = read_student(workdir)
+    flat = {name: np.asarray(leaf, np.float32) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    if half:
+        kernels = {name: leaf for name, leaf in flat.items() if leaf.ndim > 1}
+        if any(not np.abs(leaf).max() < np.finfo(np.float16).max for leaf in kernels.values()):
+            raise DataError(f"{workdir}: a parameter does not fit float16; write float32 (without --half)")
+        flat |= {name: leaf.astype(np.float16) for name, leaf in kernels.items()}
+    blob = safetensors.numpy.save(flat)
+    card = {
+        "step": meta["step"],
+        "source": meta["source"],
+        "identity": meta["identity"],
+        "evaluations": _evaluations(workdir),
+        "sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.dump_json(path.with_suffix(".json"), card)  # first: no file without its card
+        write_atomically(path, blob)
+    except OSError as error:
+        raise DataError(f"{path}: cannot write ({error.strerror}); free space or choose another place") from error
+    return card
+
+
+def _evaluations(workdir: Path) -> list[dict[str, Any]]:
+    """What the run's own evaluations found: title, options, metrics of all cameras, the best trivial predictor."""
+    found = []
+    for path in sorted((workdir / "evaluation").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entry = {key: content[key] for key in ("title", "samples")}
+        options = {key: content["options"].get(key) for key in ("ground_truth", "min_depth", "max_depth", "image_size")}
+        entry |= options | {kind: rows["all"] for kind, rows in content["table"].items()}
+        trivial = {name: rows["all"]["abs_rel"] for name, rows in content.get("trivial", {}).items()}
+        if trivial:
+            best = min(trivial, key=lambda name: trivial[name])
+            entry["best_trivial"] = {"name": best, "abs_rel": trivial[best]}
+        found.append(entry)
+    return found
