@@ -26,6 +26,7 @@ class ToyModule:
     """Stands for the linen module."""
 
     sizes = types.SimpleNamespace(embed_dim=CHANNELS, fusion=CHANNELS)
+    patch = 14
 
     def __init__(self, max_depth: float | None = None):
         self.max_depth = max_depth
@@ -50,6 +51,8 @@ class ToyModule:
 
 class ToyTeacher:
     """Stands for `teacher.Teacher`."""
+
+    token_stride = 14
 
     def __init__(self, max_depth: float | None = None, **options: Any):
         self.params = params(**options)

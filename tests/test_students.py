@@ -1,0 +1,156 @@
+"""A student as one file: what is written is what was trained; to start from, to evaluate, to teach another student."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fsmde_jax import build, convert, students, teacher_cache, teacher_signal
+from fsmde_jax.checkpoint import read_parameters
+from fsmde_jax.data.records import open_records
+from fsmde_jax.data.teacher_maps import open_cache
+from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.evaluate import evaluate_run
+from fsmde_jax.models import student
+from fsmde_jax.models.student import normalise_images
+from fsmde_jax.teacher import open_teacher, weight_hash
+from fsmde_jax.train import train
+from tests import rooms
+from tests.sample_factory import write_folder
+from tests.test_distillation import SIZE, ToyEncoder, make_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(student, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(3)]
+    return write_folder(tmp_path_factory.mktemp("records") / "rooms", samples)
+
+
+@pytest.fixture(scope="module")
+def run(records, tmp_path_factory):
+    """A run of two steps whose first evaluation was its best."""
+    workdir = tmp_path_factory.mktemp("runs") / "mine"
+    train(make_config(records, **{"teacher.weights": "", "train.eval_every": 1}), workdir)
+    evaluate_run(make_config(records, **{"teacher.weights": ""}), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def file(run):
+    path = run.parent / "mine.safetensors"
+    convert.main(["--weights", str(run), "--out", str(path)])
+    return path
+
+
+def test_file_holds_the_best_checkpoint_bit_for_bit_and_its_card_says_how_it_came(run, file):
+    expected, _, step = read_parameters(run, "best")
+    tree, meta, said = students.read_student(file)
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    assert meta["step"] == step and meta["source"] == "mine" and f"step {step} of mine" in said
+    assert meta["identity"] == json.loads((run / "best" / str(step) / "meta" / "metadata").read_text())["identity"]
+    (evaluation,) = meta["evaluations"]
+    assert evaluation["samples"] == 3 and 0 < evaluation["metric"]["abs_rel"] < 10
+    of_run = students.read_student(run)
+    jax.tree.map(np.testing.assert_array_equal, of_run[0], expected)
+    assert "best checkpoint" in of_run[2]
+
+
+def test_half_keeps_vectors_and_statistics(run, tmp_path):
+    students.write_student(run, tmp_path / "half.safetensors", half=True)
+    expected, tree = read_parameters(run, "best")[0], students.read_student(tmp_path / "half.safetensors")[0]
+    stored = safetensors.numpy.load_file(tmp_path / "half.safetensors")
+    assert {leaf.dtype for leaf in stored.values()} == {np.dtype("float16"), np.dtype("float32")}
+
+    def same(found, wanted):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, wanted.astype(np.float16) if wanted.ndim > 1 else wanted)
+
+    jax.tree.map(same, tree, expected)
+
+
+def test_evaluation_of_a_file_is_that_of_its_run(records, run, file, tmp_path, capsys):
+    config = make_config(records, **{"teacher.weights": ""})
+    from_run, from_file = evaluate_run(config, run), evaluate_run(config, tmp_path, str(file))
+    assert from_run.flat() == from_file.flat()
+    assert list((tmp_path / "evaluation").glob("*.json"))
+
+
+def test_training_starts_from_a_file(records, file, tmp_path, capsys):
+    unchanged = {"teacher.weights": "", "train.steps": 1, "optim.lr": 0.0}
+    train(make_config(records, **unchanged), tmp_path / "tuned", init_from=str(file))
+    assert "starting from" in capsys.readouterr().out
+    tuned, wanted = read_parameters(tmp_path / "tuned", "latest")[0], students.read_student(file)[0]
+    jax.tree.map(np.testing.assert_array_equal, tuned["params"], wanted["params"])
+
+
+def test_a_student_teaches_what_it_predicts(records, run, file):
+    """Relative inverse depth of single images: the inverse of its own depth up to one factor per camera's focal."""
+    teacher = open_teacher(str(file))
+    assert teacher.card.student and teacher.card.longer_side == SIZE[1]
+    assert weight_hash(teacher) == weight_hash(open_teacher(str(run)))  # whichever way the same student is named
+    opened, config = open_records(records), make_config(records, **{"teacher.weights": ""})
+    batch = next(iter(teacher_cache.eval_batches(opened, SIZE, 1)))[0]
+    images = normalise_images(batch["images"])
+    maps = teacher_signal.run_teacher(teacher.module(), teacher.params, images, size=SIZE)
+    in_turn = teacher_signal.run_teacher(teacher.module(in_turn=True), teacher.params, images, size=SIZE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), maps, in_turn)
+    outputs = build.build_model(config).apply(
+        students.read_student(file)[0], images, batch["intrinsics"], batch["cam_to_ego"], train=False
+    )
+    product = np.asarray(maps.rel_inv_depth * outputs["pred_depth"])
+    np.testing.assert_allclose(product, np.broadcast_to(product[..., :1, :1], product.shape), rtol=1e-4)
+    np.testing.assert_allclose(maps.tokens, outputs["features"], rtol=1e-4, atol=1e-5)
+    assert teacher.module().sizes.embed_dim == maps.tokens.shape[-1] == 8
+
+
+def test_distillation_from_a_student_in_the_step_and_from_its_cache(records, file, tmp_path):
+    taught = {"teacher.weights": str(file), "teacher.longer_side": 0, "distill.w_ckd": 1.0, "distill.w_vr": 0.1,
+              "train.log_every": 1, "augment.scale": (1.0, 1.0), "distill.tokens": (2, 4)}  # fmt: skip
+    train(make_config(records, **taught), tmp_path / "live")
+    cache = tmp_path / "cache"
+    teacher_cache.main(
+        ["--teacher", str(file), "--records", str(records), "--image_size", "32x64", "--out", str(cache)]
+    )
+    opened = open_cache(
+        str(cache), open_records(records), image_size=SIZE, sha256=weight_hash(open_teacher(str(file))),
+        teacher_size=SIZE, tokens=False,
+    )  # fmt: skip
+    assert opened.manifest.teacher["variant"] == "resnet18"
+    train(make_config(records, **{**taught, "teacher.cache": str(cache), "distill.w_vr": 0.0}), tmp_path / "cached")
+    live, cached = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("live", "cached")
+    )
+    first = [next(line for line in lines if "train/ckd" in line) for lines in (live, cached)]
+    assert first[0]["train/vrkd"] > 0
+    assert first[1]["train/ckd"] == pytest.approx(first[0]["train/ckd"], rel=2e-3)
+
+
+def test_what_cannot_be_used_says_so(records, run, file, tmp_path):
+    with pytest.raises(ConfigError, match="exists already"):
+        students.write_student(run, file)
+    with pytest.raises(ConfigError, match=r"ends in .safetensors"):
+        students.write_student(run, tmp_path / "x.npz")
+    with pytest.raises(SystemExit):
+        convert.main(["--weights", str(run), "--out", str(tmp_path / "folder")])
+    with pytest.raises(DataError, match=r"x\.safetensors: not a student of this project"):
+        students.read_student(tmp_path / "x.safetensors")
+    damaged = tmp_path / "mine.safetensors"
+    damaged.write_bytes(file.read_bytes()[:-8])
+    damaged.with_suffix(".json").write_text(file.with_suffix(".json").read_text())
+    with pytest.raises(DataError, match="SHA-256"):
+        students.read_student(damaged)
+    with pytest.raises(ConfigError, match="says version"):
+        open_teacher(str(file), version=1)
