@@ -23,7 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.num_threads = 2  # reading and decoding threads of each process
     c.data.prefetch = 2  # batches prepared ahead on the device
     c.data.train_samples = 0  # train on this many of train_records, spread evenly; 0 = all
-    # Labels for this many of them only, spread evenly; 0 = all. A teacher sees the others too; every second rig is one.
+    # Labels for this many of them only, spread evenly; 0 = all. A teacher sees the others, too (every second rig is
+    # one); without a teacher they are left out.
     c.data.labelled_samples = 0
     c.data.label_fraction = 1.0  # share of the LiDAR points that become labels, the same in every epoch; above 0
     c.data.use_extra_sweeps = True  # train on accumulated points where the records hold them

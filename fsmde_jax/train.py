@@ -127,6 +127,7 @@ def _dataset(
         augment=build.augment_options(config), num_threads=config.data.num_threads,
         use_extra_sweeps=config.data.use_extra_sweeps, label_fraction=config.data.label_fraction,
         limit=config.data.train_samples, labelled=config.data.labelled_samples,
+        unlabelled=distilled is not None,
         dense_depth=config.data.dense_depth,
         process_index=jax.process_index(), process_count=jax.process_count(),
         clean_images=distilled is not None and distilled.cache is None,

@@ -287,7 +287,7 @@ def test_missing_records_name_their_commands_and_prepare_runs_them(tmp_path, mon
         (tmp_path / "records" / role / "manifest.json").touch()
     experiment_inputs.prepare(_taught_suite(), "ring")
     assert ran == [["-m", "fsmde_jax.teacher_cache", "--out", "caches/tiny"]]  # after the records, which are there
-    assert "teacher caches: caches/tiny" in capsys.readouterr().out
+    assert "other inputs: caches/tiny" in capsys.readouterr().out
     Done.returncode = 3
     with pytest.raises(DataError, match="ended with status 3"):
         experiment_inputs.prepare(_taught_suite(), "ring")
@@ -300,7 +300,7 @@ def _taught_suite(place="records"):
     """A rig that learns from a cache, and a sweep over teachers that nobody has made."""
     cache = Split("caches/tiny", ("python -m fsmde_jax.teacher_cache --out caches/tiny",))
     overrides = {"teacher.cache": "caches/tiny"}
-    rig = RigSetup(config="nuscenes", **made_up_runs.splits(place), overrides=overrides, caches=(cache,))
+    rig = RigSetup(config="nuscenes", **made_up_runs.splits(place), overrides=overrides, inputs=(cache,))
     weights = {"500": {"teacher.weights": "teachers/tiny_500.safetensors"}, "6000": {"teacher.weights": "tiny"}}
     return made_up_runs.suite(place, rigs={"ring": rig}, sweeps={"teacher": Sweep("steps", weights, ("ckd",), 1)})
 
@@ -312,7 +312,7 @@ def test_missing_teachers_and_caches_are_named_with_their_rows_and_what_makes_th
 
     def error_of(planned):
         with pytest.raises(DataError) as error:
-            experiment_inputs.check_teachers(planned)
+            experiment_inputs.check_weights(planned)
         return str(error.value)
 
     make = "make it with --prepare, or:\n    python -m fsmde_jax.teacher_cache --out caches/tiny"
@@ -322,15 +322,15 @@ def test_missing_teachers_and_caches_are_named_with_their_rows_and_what_makes_th
     assert "fsmde_jax.convert --weights <its workdir, or the file> --out teachers/tiny_500.safetensors" in text
     tuning = experiment_plan.planned_tuning(suite, "ring", ["ckd"])
     assert f"caches/tiny (teacher.cache of ckd): {make}" in error_of(tuning)
-    unsaid = dataclasses.replace(suite.rigs["ring"], caches=())
+    unsaid = dataclasses.replace(suite.rigs["ring"], inputs=())
     undeclared = [Run(made_up_runs.suite(rigs={"ring": unsaid}), "ring", "ckd", 0, TEST)]
     text = error_of(undeclared)
-    assert "no `caches` of rig 'ring'" in text
+    assert "no `inputs` of rig 'ring'" in text
     assert "--teacher tiny --records records/train --image_size 32x64 --out caches/tiny" in text
     for path in ("caches/tiny/teacher_cache.json", "teachers/tiny_500.safetensors"):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
-    experiment_inputs.check_teachers([*runs, *undeclared])
+    experiment_inputs.check_weights([*runs, *undeclared])
 
 
 def test_the_command_stops_at_a_missing_teacher_before_any_run(room_records, jobs, tmp_path, monkeypatch, capsys):

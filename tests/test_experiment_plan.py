@@ -1,6 +1,5 @@
 """Suites and what is planned of them: folders, configs, refusals."""
 
-import itertools
 import json
 import re
 import shlex
@@ -13,17 +12,8 @@ from fsmde_jax.errors import ConfigError
 from fsmde_jax.experiment import plan as experiment_plan
 from fsmde_jax.experiment.plan import TEST, Run, changed, label_of, planned_tests, planned_tuning
 from fsmde_jax.experiment.suite import Row, load_suite, swept
-from fsmde_jax.losses import baselines
 from fsmde_jax.names import check_name, flatten, nearest
 from tests import made_up_runs
-
-
-def teacher_cache_flags(split):
-    """Flags of the one command that makes a cache, with their values."""
-    words = shlex.split(split.commands[0])
-    assert words[:3] == ["python", "-m", "fsmde_jax.teacher_cache"] and "--tokens" in words
-    return dict(itertools.pairwise(words))
-
 
 FREE = {"supervised": {}, "ckd": {}}
 
@@ -40,15 +30,13 @@ def test_the_ablation_suite_says_what_it_should():
     plain = config["supervised"]
     assert not (plain.teacher.weights or plain.distill.w_ckd or plain.distill.w_vr or plain.distill.baseline)
     assert config["ckd_vrkd"].distill.w_ckd and config["ckd_vrkd"].distill.w_vr and config["vrkd"].distill.w_ckd == 0
-    assert all(config[name].teacher.weights == "tiny" for name in set(suite.rows) - {"supervised"})
+    assert all(config[name].teacher.weights == "lite0" for name in set(suite.rows) - {"supervised"})
     assert {config[name].distill.baseline for name in others} == others
     ours = {key for name in suite.rows for key in suite.rows[name].overrides}
     assert all(key.startswith(("teacher.", "distill.")) for key in ours)  # rows differ in nothing else
-    in_step = {name for name in suite.rows if not config[name].teacher.cache}
-    assert in_step == {name for name in others if baselines.baseline(name).needs == "features"} - {"cirkd"}
+    assert all(not c.teacher.cache and c.data.labelled_samples == 40 for c in config.values())
     for rig in suite.rigs.values():
-        assert [split.records for split in rig.caches] == [rig.overrides["teacher.cache"]]
-        assert teacher_cache_flags(rig.caches[0])["--records"] == rig.train.records
+        assert [split.records for split in rig.inputs] == [plain.train.encoder_weights]
         seeds = [set(re.findall(r"--seed (\d+)", " ".join(s.commands))) for s in (rig.train, rig.val, rig.test)]
         assert seeds[0] == seeds[1] and not seeds[0] & seeds[2]
         assert len({rig.train.records, rig.val.records, rig.test.records}) == 3
@@ -71,14 +59,14 @@ def test_every_key_of_the_ablation_suite_is_declared():
 def test_longer_trainings_of_the_ablation_suite_are_a_sweep_with_equally_many_evaluations():
     suite = load_suite("ablation")
     sweep = suite.sweeps["steps"]
-    assert list(sweep.values) == ["250", "500", "1000"] and sweep.rows == ("supervised", "ckd", "ckd_vrkd")
+    assert list(sweep.values) == ["1000", "2000", "4000"] and sweep.rows == ("supervised", "ckd", "ckd_vrkd")
     free = {row: {} for row in sweep.rows}
     runs = planned_tests(suite, "nuscenes", sweep.rows, free, seeds=[0], sweeps=["steps"])
     trains = {run.group: run.config().train for run in runs}
     assert {g: (t.steps, t.eval_every) for g, t in trains.items() if g.startswith("ckd_vrkd")} == {
-        "ckd_vrkd-steps=250": (250, 50), "ckd_vrkd": (500, 100), "ckd_vrkd-steps=1000": (1000, 200)
+        "ckd_vrkd-steps=1000": (1000, 200), "ckd_vrkd": (2000, 400), "ckd_vrkd-steps=4000": (4000, 800)
     }  # fmt: skip
-    assert len(runs) == 9  # 500 steps are the rows' own runs
+    assert len(runs) == 9  # 2000 steps are the rows' own runs
     assert all(train.steps % train.eval_every == 0 for train in trains.values())
 
 

@@ -377,6 +377,8 @@ def test_labels_for_some_samples_only_and_every_second_rig_is_one_of_them(record
         iter(pipeline.train_dataset(records, **options)).set_state(iterator.get_state())
     with pytest.raises(ConfigError, match=r"data.labelled_samples = 99: there are"):
         pipeline.train_dataset(records, labelled=99, **options)
+    without_teacher = pipeline.train_dataset(records, labelled=2, unlabelled=False, **options)
+    assert set(indices(without_teacher, 6)) == chosen
     all_of_them = pipeline.train_dataset(records, labelled=len(records), **options)
     assert [int(b["record_index"][0]) for b in take(all_of_them, 5)] == indices(
         pipeline.train_dataset(records, **options), 5

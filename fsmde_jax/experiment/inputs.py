@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fsmde_jax import teacher
+from fsmde_jax import students, teacher
 from fsmde_jax.data import schema, teacher_maps
 from fsmde_jax.data.records import load_manifest, open_records, shared_scenes
 from fsmde_jax.errors import DataError
@@ -22,18 +22,19 @@ def splits_of(suite: Suite, rig: str, phase: str) -> dict[str, Split]:
 
 
 def is_made(split: Split) -> bool:
-    """Whether a folder of records or a teacher cache is whole: its manifest is written last."""
-    return any((Path(split.records) / name).is_file() for name in (schema.MANIFEST_NAME, teacher_maps.MANIFEST_NAME))
+    """Whether a folder of records or a teacher cache is whole (its manifest is written last), or a file is there."""
+    place, names = Path(split.records), (schema.MANIFEST_NAME, teacher_maps.MANIFEST_NAME)
+    return place.is_file() or any((place / name).is_file() for name in names)
 
 
 def prepare(suite: Suite, rig: str) -> None:
-    """Makes a rig's records and teacher caches that are missing, by the suite's command lines, each once.
+    """Makes a rig's records and other inputs that are missing, by the suite's command lines, each once.
 
     Raises:
       DataError: a command failed.
     """
-    records, caches = splits_of(suite, rig, TEST).values(), suite.rigs[rig].caches
-    missing = [split for split in (*records, *caches) if not is_made(split)]
+    records, others = splits_of(suite, rig, TEST).values(), suite.rigs[rig].inputs
+    missing = [split for split in (*records, *others) if not is_made(split)]
     for command in dict.fromkeys(command for split in missing for command in split.commands):
         print(f"$ {command}", flush=True)
         words = shlex.split(command)
@@ -41,8 +42,8 @@ def prepare(suite: Suite, rig: str) -> None:
         if code := subprocess.run(words, check=False).returncode:
             raise DataError(f"this command ended with status {code}; mend what it says and run again:\n  {command}")
     print("records: " + ", ".join(split.records for split in records))
-    if caches:
-        print("teacher caches: " + ", ".join(split.records for split in caches))
+    if others:
+        print("other inputs: " + ", ".join(split.records for split in others))
 
 
 def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
@@ -77,49 +78,53 @@ def check_scenes(splits: Mapping[str, Split]) -> None:
     train.close()
 
 
-def missing_teachers(runs: Iterable[Run]) -> list[str]:
-    """One text for each teacher's weights and each teacher cache that is not there: who names it, how to make it."""
+def missing_weights(runs: Iterable[Run]) -> list[str]:
+    """One text for each file of weights and each teacher cache that is not there: who names it, how to make it."""
     users: dict[tuple[str, str], dict[str, Run]] = {}
     for run in {run.group: run for run in runs}.values():
-        config = run.config().teacher
+        config = run.config()
         who = f"{run.row} with {run.variant}" if run.variant and run.phase != TUNE else run.row
-        for key in ("weights", "cache") if config.weights else ():  # a cache without weights is not read
-            if config[key] and not _is_there(key, config[key]):
-                users.setdefault((key, config[key]), {})[who] = run
+        named = {"train.encoder_weights": config.train.encoder_weights, "teacher.weights": config.teacher.weights}
+        named["teacher.cache"] = config.teacher.cache if config.teacher.weights else ""  # otherwise it is not read
+        for key, path in named.items():
+            if path and not _is_there(key, path):
+                users.setdefault((key, path), {})[who] = run
     return [
-        f"{path} (teacher.{key} of {', '.join(by_name)}): {_advice(key, path, next(iter(by_name.values())))}"
+        f"{path} ({key} of {', '.join(by_name)}): {_advice(key, path, next(iter(by_name.values())))}"
         for (key, path), by_name in users.items()
     ]
 
 
-def check_teachers(runs: Iterable[Run]) -> None:
-    """Raises `DataError` with all of `missing_teachers`, before any run costs time."""
+def check_weights(runs: Iterable[Run]) -> None:
+    """Raises `DataError` with all of `missing_weights`, before any run costs time."""
     runs = list(runs)
-    if missing := missing_teachers(runs):
+    if missing := missing_weights(runs):
         raise DataError(
-            f"suite {runs[0].suite.name!r}, {runs[0].rig}: what students learn from is missing:\n  "
+            f"suite {runs[0].suite.name!r}, {runs[0].rig}: what they start or learn from is missing:\n  "
             + "\n  ".join(missing) + "\nMake it, or leave out what needs it (--rows, --sweeps)."
         )  # fmt: skip
 
 
 def _is_there(key: str, path: str) -> bool:
-    if key == "cache":
+    if key == "teacher.cache":
         return (Path(path) / teacher_maps.MANIFEST_NAME).is_file()
-    return path in teacher.SHIPPED or Path(path).exists()
+    return (key == "teacher.weights" and path in (*teacher.SHIPPED, *students.SHIPPED)) or Path(path).exists()
 
 
 def _advice(key: str, path: str, run: Run) -> str:
-    if key == "weights":
+    setup, config = run.suite.rigs[run.rig], run.config()
+    for made in setup.inputs:
+        if Path(made.records) == Path(path):
+            return "make it with --prepare, or:\n    " + "\n    ".join(made.commands)
+    if key == "train.encoder_weights":
+        return 'ImageNet weights of the encoder; README, "Pretrained ImageNet encoders", tells where they are'
+    if key == "teacher.weights":
         return (
             "convert a training of configs/teacher_world.py, or published weights (docs/teacher.md):\n"
             f"    python -m fsmde_jax.convert --weights <its workdir, or the file> --out {path}"
         )
-    setup, config = run.suite.rigs[run.rig], run.config()
-    for cache in setup.caches:
-        if Path(cache.records) == Path(path):
-            return "make it with --prepare, or:\n    " + "\n    ".join(cache.commands)
     return (
-        f"no `caches` of rig {run.rig!r} says how it is made; e.g. (--tokens for w_vr)\n    python -m"
+        f"no `inputs` of rig {run.rig!r} says how it is made; e.g. (--tokens for w_vr)\n    python -m"
         f" fsmde_jax.teacher_cache --teacher {config.teacher.weights} --records {setup.train.records} --image_size"
         f" {_size(config)} --out {path}"
     )

@@ -26,7 +26,7 @@ _LABEL = re.compile(r"[A-Za-z0-9._]+")  # of a sweep's value, likewise
 
 @dataclass(frozen=True)
 class Split:
-    """One folder of records (or a teacher cache), and the command lines ("python -m ...") that make it, in order."""
+    """One folder of records, teacher cache or file of weights, and the command lines ("python -m ...") that make it."""
 
     records: str
     commands: tuple[str, ...]
@@ -36,8 +36,8 @@ class Split:
 class RigSetup:
     """What is trained and measured on: a config of `configs/` by name, what it is overridden with, three splits.
 
-    `test` is measured by the test phase only; checkpoints and candidates are chosen on `val`. `caches` are the folders
-    that `teacher.cache` names, here or in a row, with the commands that make them from the train records.
+    `test` is measured by the test phase only; checkpoints and candidates are chosen on `val`. `inputs` are what else
+    the configs of its runs name: folders of `teacher.cache`, files of weights.
     """
 
     config: str
@@ -45,7 +45,7 @@ class RigSetup:
     val: Split
     test: Split
     overrides: Overrides = field(default_factory=dict)
-    caches: tuple[Split, ...] = ()
+    inputs: tuple[Split, ...] = ()
 
 
 @dataclass(frozen=True)
