@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax import traverse_util
 
 from fsmde_jax import checkpoint
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.names import flatten
 
 SHIPPED = {"lite0": Path(__file__).parent / "students" / "lite0.safetensors"}
 
@@ -64,8 +64,14 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         flat = safetensors.numpy.load(blob)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a whole .safetensors file ({error})") from error
-    tree = traverse_util.unflatten_dict({name: leaf.astype(np.float32) for name, leaf in flat.items()}, sep="/")
-    return {"params": tree.get("params", {}), "batch_stats": tree.get("batch_stats", {})}, meta
+    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for name, leaf in flat.items():
+        *scopes, last = name.split(".")
+        place = tree
+        for scope in scopes:
+            place = place.setdefault(scope, {})
+        place[last] = leaf.astype(np.float32)
+    return tree, meta
 
 
 def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) -> dict[str, Any]:
@@ -90,7 +96,7 @@ def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) 
         if file.exists():
             raise ConfigError(f"{file}: exists already; choose another name or delete it")
     tree, meta, _ = read_student(workdir)
-    flat = {name: np.asarray(leaf, np.float32) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    flat = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(tree).items()}
     if half:
         kernels = {name: leaf for name, leaf in flat.items() if leaf.ndim > 1}
         if any(not np.abs(leaf).max() < np.finfo(np.float16).max for leaf in kernels.values()):

@@ -17,6 +17,7 @@ LEVELS = [
     {"fsmde_jax.build"},
     {"fsmde_jax.build_teacher"},
     {"fsmde_jax.teacher"},
+    {"fsmde_jax.students"},
     {"fsmde_jax.checkpoint", "fsmde_jax.distillation"},
     {"fsmde_jax.state", "fsmde_jax.optim", "fsmde_jax.sharding", "fsmde_jax.writer", "fsmde_jax.identity",
      "fsmde_jax.data.pipeline", "fsmde_jax.losses.total", "fsmde_jax.weights", "fsmde_jax.teacher_weights",
@@ -28,7 +29,7 @@ LEVELS = [
     {"fsmde_jax.consistency", "fsmde_jax.metrics", "fsmde_jax.data.records", "fsmde_jax.data.transforms",
      "fsmde_jax.data.augment", "fsmde_jax.data.teacher_maps", "fsmde_jax.data.prefetch"},
     {"fsmde_jax.geometry", "fsmde_jax.interpolate", "fsmde_jax.data.schema", "fsmde_jax.data.tfrecord",
-     "fsmde_jax.data.dense", "fsmde_jax.names"},
+     "fsmde_jax.data.dense", "fsmde_jax.names", "fsmde_jax.expectation"},
     {"fsmde_jax.errors", "fsmde_jax"},
 ]  # fmt: skip
 SAME_LEVEL = {

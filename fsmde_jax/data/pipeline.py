@@ -12,8 +12,7 @@ One endless sequence of records (every epoch its own permutation) is dealt out t
 n-th position. What happens to a record depends on (seed, position in that sequence) alone: not on threads, batch size
 or the number of hosts. The state is the number of batches read and the `layout` that gives it a meaning.
 
-Each thread builds a whole batch in place, so memory is about (num_threads + prefetch) batches; worker processes were
-slower than threads (the work releases Python's lock).
+Each thread builds a whole batch in place, so memory is about (num_threads + prefetch) batches. Processes were slower.
 """
 
 import concurrent.futures
@@ -60,9 +59,8 @@ def layout(
 
     The number of threads is not in it: it changes nothing.
     """
-    of_labels = {"labelled": labelled} if labelled else {}
     return {
-        **of_labels,
+        **({"labelled": labelled} if labelled else {}),
         "order_version": ORDER_VERSION,
         "records": records.fingerprint,
         "num_records": len(chosen_indices(len(records), limit)),
@@ -187,9 +185,8 @@ def train_dataset(
       label_fraction: share of a record's points that become labels, the same ones in every epoch
         (`transforms.thin_labels`).
       limit: train on this many records only, spread evenly over all; 0 = all.
-      labelled: labels for this many of them only, spread evenly; 0 = for all. The others are there for a teacher. Every
-        second rig of the stream is then a labelled one, however few they are.
-      unlabelled: False = without a teacher, leave those others out.
+      labelled: labels for this many of them only, spread evenly; 0 = for all. Every second rig of the stream is then a
+        labelled one. unlabelled: False = leave the others out, as there is no teacher.
       dense_depth: adds `dense_depth` to the batches.
       clean_images: adds `clean_images` [B,N,H,W,3] uint8, the images before colour jitter: what a teacher sees.
       teacher_cache: adds its `teacher_rel_inv_depth` [B,N,h,w] float32, cropped and mirrored with the images, and
@@ -223,7 +220,6 @@ def train_dataset(
     if dense_depth:
         require_dense_depth(records, "data.dense_depth = True")
     size = (int(image_size[0]), int(image_size[1]))
-    cameras = len(records.cameras)
     if teacher_cache:
         teacher_cache.check(records, size, augment.scale)
 
@@ -236,7 +232,7 @@ def train_dataset(
         return np.array([process_index + local * process_count, index], np.int64)
 
     def build(rows: np.ndarray) -> Batch:
-        choices = [draw(augment, cameras, np.random.default_rng([seed, int(p)])) for p, _ in rows]
+        choices = [draw(augment, len(records.cameras), np.random.default_rng([seed, int(p)])) for p, _ in rows]
         chosen = [(int(i), c) for (_, i), c in zip(rows, choices, strict=True)]
         extras = {"dense_depth": dense_depth, "clean_images": clean_images}
         return _build(records, chosen, size, use_extra_sweeps, label_fraction, with_labels, teacher_cache, **extras)
