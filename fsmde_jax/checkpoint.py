@@ -62,8 +62,8 @@ def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> N
     # Runs of older versions do not say these: they trained students, without a teacher.
     alone = {**config.get("distill", {}), "w_ckd": 0.0, "w_vr": 0.0, "baseline": ""}
     saved, config = ({"task": "student", "distill": alone, **c} for c in (saved, config))
-    if saved.get("model"):  # before there was a choice
-        saved["model"] = {"expectation": "depth", **saved["model"]}
+    for each in (saved, config):  # runs from before there was a choice do not say it either
+        each["model"] = {"expectation": "depth", **each.get("model", {})}
     found = [d for key in keys for d in differences(_select(saved, key), _select(config, key), key)]
     if found:
         lines = "\n  ".join(found)

@@ -166,3 +166,11 @@ def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoint(tmp_path):
     assert "cannot write a checkpoint" in result.stderr and "Free space" in result.stderr
     with Checkpoints(tmp_path / "run", keep=3) as checkpoints:
         assert checkpoints.latest_step == 1
+
+
+def test_runs_from_before_the_choice_took_the_mean_of_depth():
+    old, new = {"model": {"num_bins": 8}}, {"model": {"num_bins": 8, "expectation": "depth"}}
+    checkpoint.check_config(old, new, "here")
+    with pytest.raises(ConfigError, match=r"model.expectation: checkpoint has 'depth', config has 'log'"):
+        checkpoint.check_config(old, {"model": {"num_bins": 8, "expectation": "log"}}, "here")
+    assert old == {"model": {"num_bins": 8}}

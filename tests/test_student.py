@@ -92,7 +92,7 @@ def test_depth_is_the_expected_center_resized(plain):
     out = plain.run(*rig(2))
     z = out["bin_logits"].astype(np.float64)
     p = np.exp(z - z.max(-1, keepdims=True))
-    depth = (p / p.sum(-1, keepdims=True) * out["bin_centers"]).sum(-1)[0, 0]
+    depth = np.exp((p / p.sum(-1, keepdims=True) * np.log(out["bin_centers"])).sum(-1))[0, 0]
     # Bilinear, half-pixel centres, factor 2: output 2i+1 lies a quarter of the way from i to i+1.
     rows = 0.75 * depth[:-1] + 0.25 * depth[1:]
     np.testing.assert_allclose(
