@@ -27,7 +27,7 @@ def test_it_ships_small_with_a_card():
     for measured in card["training"]["evaluations"]:
         assert {"abs_rel", "a1"} <= set(measured["affine"]) and measured["best_trivial"]["abs_rel"] > 0
     with (ROOT / "pyproject.toml").open("rb") as file:
-        assert tomllib.load(file)["tool"]["setuptools"]["package-data"]["fsmde_jax"] == ["teachers/*"]
+        assert tomllib.load(file)["tool"]["setuptools"]["package-data"]["fsmde_jax"] == ["teachers/*", "students/*"]
     assert path.parent == ROOT / "fsmde_jax/teachers"
     text = (ROOT / "docs/teacher.md").read_text(encoding="utf-8")
     for measured in card["training"]["evaluations"]:  # the documentation's figures are the card's
