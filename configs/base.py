@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.labelled_samples = 0
     c.data.label_fraction = 1.0  # share of the LiDAR points that become labels, the same in every epoch; above 0
     c.data.use_extra_sweeps = True  # train on accumulated points where the records hold them
-    c.data.dense_depth = False  # add the dense depth of rendered records to the training batches
+    c.data.dense_depth = False  # train on the exact depth of rendered records, every pixel, not on LiDAR points
 
     c.augment = ml_collections.ConfigDict()  # training only; one seed per sample, pixels and calibration together
     c.augment.flip = 0.5  # probability of mirroring the whole rig

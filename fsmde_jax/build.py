@@ -42,6 +42,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError("train.encoder_weights: a student's; a teacher starts from teacher.weights")
     if flat["task"] == "student":
         check_distillation(flat)
+        if flat["data.dense_depth"] and (flat["data.label_fraction"] < 1 or flat["data.labelled_samples"]):
+            raise ConfigError(
+                "data.dense_depth = True: every pixel of every sample is a label then; leave data.label_fraction at 1"
+                " and data.labelled_samples at 0"
+            )
     if flat["loss.gradient_weight"] < 0:
         raise ConfigError(f"loss.gradient_weight = {flat['loss.gradient_weight']}: expected 0 or more")
     if flat["eval.checkpoint"] not in ("best", "latest"):

@@ -133,6 +133,8 @@ def _dataset(
         clean_images=distilled is not None and distilled.cache is None,
         teacher_cache=distilled.cache if distilled else None,
     )  # fmt: skip
+    if config.task == "student" and config.data.dense_depth:  # a teacher's loss takes `dense_depth` itself
+        dataset = dataset.map(lambda batch: {**batch, "depth": batch.pop("dense_depth")})
     return pipeline.to_device(dataset, sharding.batch_sharding(mesh), prefetch=config.data.prefetch)
 
 

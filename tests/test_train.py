@@ -116,11 +116,17 @@ def test_a_run_learns_and_leaves_everything_behind(whole_run):
     assert meta["identity"]["data"] == identity["data"]
 
 
-def test_dense_depth_in_the_batches_changes_nothing_that_does_not_use_it(room_records, records, tmp_path):
-    short = {"train.steps": 2, "train.checkpoint_every": 2, "train.eval_samples": 1}
+def test_a_student_can_be_trained_on_every_pixel_of_rendered_records(room_records, records, tmp_path):
+    short = {"train.steps": 2, "train.checkpoint_every": 2, "train.eval_samples": 1, "train.log_every": 1}
+    labels = {}
     for dense in (False, True):
         train(make_config(room_records, **short, **{"data.dense_depth": dense}), tmp_path / str(dense))
-    assert losses(tmp_path / "False") == losses(tmp_path / "True")
+        lines = [json.loads(line) for line in (tmp_path / str(dense) / "metrics.jsonl").read_text().splitlines()]
+        labels[dense] = [line["train/valid_pixels"] for line in lines if "train/valid_pixels" in line]
+        assert all(np.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
+    assert min(labels[True]) > 5 * max(labels[False])
+    with pytest.raises(ConfigError, match=r"data.dense_depth = True: every pixel of every sample is a label"):
+        train(make_config(room_records, **{"data.dense_depth": True, "data.label_fraction": 0.5}), tmp_path / "x")
     with pytest.raises(ConfigError, match=r"data\.dense_depth = True needs dense depth"):
         train(make_config(records, **{"data.dense_depth": True}), tmp_path / "without")
 
