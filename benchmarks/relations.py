@@ -38,7 +38,7 @@ from fsmde_jax.errors import ConfigError, DataError, TrainingError, exit_with_me
 from fsmde_jax.eval_options import EvalOptions
 from fsmde_jax.losses.relational import CENTERS, tokens_of
 from fsmde_jax.models.student import IMAGE_MEAN, normalise_images
-from fsmde_jax.models.teacher_images import LONGER_SIDE, PATCH, teacher_size
+from fsmde_jax.models.teacher_images import LONGER_SIDE, teacher_size
 from fsmde_jax.relation_probe import Tally, Truth
 from fsmde_jax.state import init_state, make_predict
 from fsmde_jax.teacher import Teacher, open_teacher, weight_hash
@@ -73,7 +73,7 @@ class _AllTaps:
     """A teacher's module whose every tap is all four, one after the other in the channels: one run gives them all."""
 
     def __init__(self, module: Any):
-        self.module = module
+        self.module, self.patch = module, module.patch
 
     def apply(self, variables: Any, images: jax.Array) -> dict[str, Any]:
         outputs = self.module.apply(variables, images)
@@ -94,9 +94,10 @@ def teacher_source(
     Raises:
       ConfigError: the grid is finer than the teacher's own tokens.
     """
-    size = teacher_size([int(side) for side in records[0].image_size[0]], longer_side)
-    _check_grid(grid, (size[0] // PATCH, size[1] // PATCH), "the teacher's own tokens")
     module = _AllTaps(teacher.module(in_turn=jax.default_backend() == "cpu"))
+    size = teacher_size([int(side) for side in records[0].image_size[0]], longer_side, module.patch)
+    stride = teacher.token_stride
+    _check_grid(grid, (size[0] // stride, size[1] // stride), "the teacher's own tokens")
     params = jax.device_put(teacher.params)
 
     @jax.jit

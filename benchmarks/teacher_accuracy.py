@@ -55,8 +55,8 @@ def measure(
     fitted = open_records(fit, records.cameras) if fit else records
     for each in (records, fitted) if truth == "dense" else ():
         require_dense_depth(each, "--truth dense")
-    size = teacher_size([int(side) for side in records[0].image_size[0]], longer_side)
     module = teacher.module(in_turn=jax.default_backend() == "cpu")
+    size = teacher_size([int(side) for side in records[0].image_size[0]], longer_side, module.patch)
     params = jax.device_put(teacher.params)
 
     @jax.jit

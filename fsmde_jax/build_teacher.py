@@ -151,10 +151,16 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
         raise ConfigError(
             f"distill.bins = 'two_hot' needs a metric teacher, and {t.weights!r} is a relative one; {metric}"
         )
-    if teacher.card.max_depth is None and "metric" in teacher.card.source.lower():
+    relative = teacher.card.max_depth is None and not teacher.card.student
+    if relative and "metric" in teacher.card.source.lower():
         raise ConfigError(f"teacher.weights = {t.weights!r}: no card says so, but its name says metric; {metric}")
     image_size = (int(config.data.image_size[0]), int(config.data.image_size[1]))
-    size = teacher_size(image_size, t.longer_side or teacher.card.longer_side or LONGER_SIDE, teacher.module().patch)
+    patch = teacher.module().patch
+    if 0 < t.longer_side < patch:
+        raise ConfigError(
+            f"teacher.longer_side = {t.longer_side}: {t.weights!r} needs at least {patch} pixels, or 0 for its own size"
+        )
+    size = teacher_size(image_size, t.longer_side or teacher.card.longer_side or LONGER_SIDE, patch)
     fields = {f.name for f in dataclasses.fields(DistillWeights)}
     weights = DistillWeights(
         **{

@@ -27,8 +27,8 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 
 # A change of these keys makes another network or other numbers of the same shape; everything else may change on resume.
-_FIXED_KEYS = ("task", "model", "data.image_size", "data.cameras", "seed", "distill")
-_FIXED_OF_TEACHERS = ("teacher.variant", "teacher.longer_side")  # where a teacher is what is trained
+_FIXED_KEYS = ("task", "data.image_size", "data.cameras", "seed", "distill")
+_FIXED_BY_TASK = {"student": ("model",), "teacher": ("teacher.variant", "teacher.longer_side")}
 TRAINING_ONLY = (PROJECTOR_SCOPE, TEACHER_BINS_SCOPE)  # scopes that are trained beside a student, and left behind
 
 
@@ -56,14 +56,17 @@ def _select(config: dict[str, Any], key: str) -> Any:
     return value
 
 
+def model_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The section `model` of a saved config. Runs from before `expectation` could be chosen took the mean of depth."""
+    return {"expectation": "depth", **config.get("model", {})}
+
+
 def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> None:
     """Raises `ConfigError` showing every difference that forbids using checkpoint `where` with `config`."""
-    keys = _FIXED_KEYS + (_FIXED_OF_TEACHERS if config.get("task") == "teacher" else ())
+    keys = _FIXED_KEYS + _FIXED_BY_TASK[config.get("task", "student")]
     # Runs of older versions do not say these: they trained students, without a teacher.
     alone = {**config.get("distill", {}), "w_ckd": 0.0, "w_vr": 0.0, "baseline": ""}
-    saved, config = ({"task": "student", "distill": alone, **c} for c in (saved, config))
-    for each in (saved, config):  # runs from before there was a choice do not say it either
-        each["model"] = {"expectation": "depth", **each.get("model", {})}
+    saved, config = ({"task": "student", "distill": alone, **c, "model": model_of(c)} for c in (saved, config))
     found = [d for key in keys for d in differences(_select(saved, key), _select(config, key), key)]
     if found:
         lines = "\n  ".join(found)
@@ -268,8 +271,7 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
             f"{workdir}: no {which} checkpoint in {folder.name}/; train first (--mode train), choose another --workdir,"
             f" or use --config.eval.checkpoint={other}"
         )
-    step = max(steps)
-    place = (folder / str(step)).resolve()
+    place = (folder / str(step := max(steps))).resolve()
     with _reading(folder / str(step)):
         model = _arrays(place / "model")
         meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))

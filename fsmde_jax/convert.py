@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _write_student(args, as_file)
             return
         teacher = _read(args)
+        if teacher.card.student:
+            raise ConfigError(f"--weights {args.weights}: a student's file already; nothing is to be converted")
         if as_file:
             save_file(teacher, args.out, half=args.half)
         else:
@@ -74,10 +76,17 @@ def _is_student(run: Path) -> bool:
 def _write_student(args: argparse.Namespace, as_file: bool) -> None:
     if not as_file:
         raise ConfigError(f"--out {args.out}: of a student's run a file is made; end the name in .safetensors")
+    _refuse_said(args)
     card = write_student(args.weights, args.out, half=args.half)
     megabytes = Path(args.out).stat().st_size / 1e6
     print(f"{args.out}: student of {card['source']}, step {card['step']}, {megabytes:.1f} MB; its card is beside it")
     print(f"use it: python -m fsmde_jax.main --config <config> --init_from {args.out} (--mode evaluate)")
+
+
+def _refuse_said(args: argparse.Namespace) -> None:
+    for key in ("variant", "version", "max_depth"):
+        if getattr(args, key) is not None:
+            raise ConfigError(f"--{key}: a run says so itself; leave it out")
 
 
 def _read(args: argparse.Namespace) -> Teacher:
@@ -86,9 +95,7 @@ def _read(args: argparse.Namespace) -> Teacher:
         return open_teacher(args.weights, **said)
     if not (Path(args.weights) / "identity.json").exists():
         raise ConfigError(f"--weights {args.weights}: neither a file nor a teacher's run; name the file in it")
-    for key, value in said.items():
-        if value is not None:
-            raise ConfigError(f"--{key}: a run says so itself; leave it out")
+    _refuse_said(args)
     return teacher_of_run(args.weights)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fsmde_jax import teacher_signal
+from fsmde_jax.expectation import expected_depth
 from fsmde_jax.losses import baselines, teacher_bins, total
 from fsmde_jax.losses.total import DistillWeights, Signal
 from fsmde_jax.models import depth_bins
@@ -157,9 +158,11 @@ class Distillation:
         return Signal(mask, visible, logits, maps.tokens, maps.rel_inv_depth)
 
     def _labels(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], count: int) -> Labels:
-        """What `aligned` fits: a view's labels, or, where it has too few, the student's own depth of this step.
+        """What `aligned` fits: a view's labels, or, where it has too few, what the student says in this step.
 
-        The student's depth keeps its scale then, and learns the shape from the teacher: scale comes from labels alone.
+        That is its probabilities on the anchors, which the teacher's depth is assigned to, not on its own centers:
+        where the teacher agrees with the student, the target is what the student has, wherever its centers are. So
+        such a view is taught the shape, and metric scale comes from labels alone.
         """
         anchors = depth_bins.log_anchors(
             batch["intrinsics"], batch["depth"].shape[-1], count, depth_range=self.depth_range,
@@ -167,7 +170,9 @@ class Distillation:
         )  # fmt: skip
         limits = {key: self.labels[key] for key in ("min_depth", "max_depth")}
         labels = total.label_mask(batch, **limits)
-        own = jax.lax.stop_gradient(outputs["pred_depth"])
+        says = jax.nn.softmax(outputs["bin_logits"].astype(jnp.float32), -1)
+        own = expected_depth(says, anchors[:, :, None, None, :], "log")
+        own = jax.lax.stop_gradient(depth_bins.resize_depth(own, *batch["depth"].shape[2:]))
         seen = total.label_mask({**batch, "depth": own}, **limits)
         enough = labels.sum((2, 3), keepdims=True) >= teacher_bins.MIN_LABELS
         depth, mask = (jnp.where(enough, *pair) for pair in ((batch["depth"], own), (labels, seen)))

@@ -193,7 +193,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: st
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
     """
     build.check(config)
-    tree, meta, where = read_student(init_from) if init_from else read_student(workdir, config.eval.checkpoint)
+    tree, meta, where = read_student(init_from) if init_from else read_student(Path(workdir), config.eval.checkpoint)
     config = _with_model_of(meta["identity"]["config"], config, where)
     check(config)
     options = options_from(config, num_pictures=config.eval.num_pictures)
@@ -248,8 +248,7 @@ def inverse(predict: PredictFn) -> PredictFn:
 
 def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
     """The config with the checkpoint's own network (only the dtype stays free); says what it replaced."""
-    # Before there was a choice, the expectation was that of depth.
-    wanted = {"expectation": "depth", **saved["model"], "dtype": config.model.dtype}
+    wanted = {**checkpoint.model_of(saved), "dtype": config.model.dtype}
     changed = checkpoint.differences(wanted, config.model.to_dict(), "model")
     teacher = {**config.teacher.to_dict()}
     task = saved.get("task", "student")  # runs of older versions do not say it

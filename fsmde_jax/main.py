@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
         config = _CONFIG.value
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax tells a page at every start; --verbosity=0 shows it
+        if _MODE.value == "evaluate" and _INIT_FROM.value and not _WORKDIR.value:
+            raise ConfigError("--mode evaluate --init_from: name a folder for its results with --workdir")
         workdir = Path(_WORKDIR.value or f"runs/{config.name}")
         print(f"workdir: {workdir}")
         # JAX is imported only now, so that --help and typing errors answer at once.

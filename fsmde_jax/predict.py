@@ -23,7 +23,7 @@ from tqdm import tqdm
 from fsmde_jax import interpolate
 from fsmde_jax.convert import add_teacher_flags
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
-from fsmde_jax.models.teacher_images import PATCH, REFERENCE_SIZE, prepare_image, teacher_size
+from fsmde_jax.models.teacher_images import REFERENCE_SIZE, prepare_image, teacher_size
 from fsmde_jax.teacher import Teacher, open_teacher
 from fsmde_jax.viz import colour
 
@@ -74,6 +74,7 @@ def predictor(teacher: Teacher, size: int | None = None) -> Callable[[np.ndarray
     """
     longer = teacher.card.longer_side
     module = teacher.module()
+    patch = module.patch
     params = jax.device_put(teacher.params)
 
     @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -83,8 +84,8 @@ def predictor(teacher: Teacher, size: int | None = None) -> Callable[[np.ndarray
         return interpolate.resize(output[..., None], height, width, "bilinear_align_corners")[0, ..., 0]
 
     def predict(image: np.ndarray) -> np.ndarray:
-        side = size or (min(teacher_size(image.shape[:2], longer)) if longer else REFERENCE_SIZE)
-        return np.asarray(run(params, jnp.asarray(prepare_image(image, side))[None], *image.shape[:2]))
+        side = size or (min(teacher_size(image.shape[:2], longer, patch)) if longer else REFERENCE_SIZE)
+        return np.asarray(run(params, jnp.asarray(prepare_image(image, side, patch))[None], *image.shape[:2]))
 
     return predict
 
@@ -150,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--teacher",
         required=True,
         metavar="T",
-        help="tiny (in this package), a folder of fsmde_jax.convert, or a .pth or .safetensors file",
+        help="tiny (in this package), a folder of fsmde_jax.convert, a .pth or .safetensors file; or a student:"
+        " lite0 (in this package), its run or file",
     )
     parser.add_argument("--images", required=True, metavar="I", help="image file, or folder with images (also below)")
     parser.add_argument("--out", required=True, metavar="O", help="folder for the pictures")
@@ -163,11 +165,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
     with exit_with_message():
-        if args.size is not None and args.size < PATCH:
-            raise ConfigError(f"--size {args.size}: expected at least {PATCH} pixels")
         if not Path(args.images).exists():
             raise DataError(f"--images {args.images}: no such file or folder")
         teacher = open_teacher(args.teacher, variant=args.variant, version=args.version, max_depth=args.max_depth)
+        if args.size is not None and args.size < (least := teacher.module().patch):
+            raise ConfigError(f"--size {args.size}: expected at least {least} pixels")
         count = predict_folder(teacher, Path(args.images), Path(args.out), size=args.size, npy=args.npy)
         print(f"{count} pictures in {args.out}")
 

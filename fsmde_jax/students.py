@@ -25,7 +25,8 @@ def read_student(where: str | Path, which: str = "") -> tuple[dict[str, Any], di
     """Parameters of a trained network.
 
     Args:
-      where: "lite0" (ships with the package), a .safetensors file of `write_student`, or the folder of a run.
+      where: a name as users give it: "lite0" (ships with the package), a .safetensors file of `write_student`, or the
+        folder of a run. A `Path` is never taken for the shipped one.
       which: of a run's checkpoints, "best" | "latest"; "" = best if there is one.
 
     Returns:
@@ -35,10 +36,15 @@ def read_student(where: str | Path, which: str = "") -> tuple[dict[str, Any], di
     Raises:
       TrainingError: a run without such a checkpoint. DataError: a file or its card that cannot be used.
     """
-    path = SHIPPED.get(str(where), Path(where))
+    path = SHIPPED.get(str(where), Path(where)) if isinstance(where, str) else where
     if path.suffix == ".safetensors":
         tree, meta = _read_file(path)
         return tree, meta, f"{where} (step {meta['step']} of {meta['source']})"
+    if isinstance(where, str) and not path.is_dir():
+        raise DataError(
+            f"{where}: no student here; expected {' or '.join(SHIPPED)}, a .safetensors file of fsmde_jax.convert, or"
+            " the folder of a run"
+        )
     which = which or checkpoint.best_or_latest(path)
     tree, meta, step = checkpoint.read_parameters(path, which)
     return tree, {**meta, "step": step, "source": path.name}, f"{where} ({which} checkpoint, step {step})"
@@ -107,7 +113,7 @@ def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) 
         "step": meta["step"],
         "source": meta["source"],
         "identity": meta["identity"],
-        "evaluations": _evaluations(workdir),
+        "evaluations": _evaluations(workdir, meta["step"], meta["identity"]),
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     try:
@@ -119,13 +125,17 @@ def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) 
     return card
 
 
-def _evaluations(workdir: Path) -> list[dict[str, Any]]:
-    """What the run's own evaluations found: title, options, metrics of all cameras, the best trivial predictor."""
+def _evaluations(workdir: Path, step: int, trained_as: dict[str, Any]) -> list[dict[str, Any]]:
+    """What evaluations of this very student found: title, options, metrics of all cameras, the best trivial one."""
     found = []
     for path in sorted((workdir / "evaluation").glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
+        made_by = content["identity"]
+        if (made_by.get("step"), made_by.get("trained_as")) != (step, trained_as):
+            continue  # of another checkpoint, or of another student that was measured into this folder
         entry = {key: content[key] for key in ("title", "samples")}
-        options = {key: content["options"].get(key) for key in ("ground_truth", "min_depth", "max_depth", "image_size")}
+        kept = ("protocol", "ground_truth", "min_depth", "max_depth", "image_size", "flip_tta", "drop_cameras")
+        options = {key: content["options"].get(key) for key in kept}
         entry |= options | {kind: rows["all"] for kind, rows in content["table"].items()}
         trivial = {name: rows["all"]["abs_rel"] for name, rows in content.get("trivial", {}).items()}
         if trivial:

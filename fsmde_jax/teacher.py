@@ -114,17 +114,16 @@ def _is_student(where: str) -> bool:
 
 
 def _open_student(where: str, said: dict[str, Any]) -> Teacher:
-    tree, meta, from_where = students.read_student(where)
+    tree, meta, _ = students.read_student(where)
     config = meta["identity"]["config"]
     if config.get("task", "student") != "student":
         raise ConfigError(f"{where}: trains a teacher; make it a file with python -m fsmde_jax.convert first")
     if config["model"].get("cross_view_blocks"):
         raise ConfigError(f"{where}: mixes the views of a rig (model.cross_view_blocks), a teacher sees single images")
-    fields = {"expectation": "depth", **config["model"]}  # what there was before the choice
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    card = Card(
-        fields["encoder"], source=from_where, longer_side=max(config["data"]["image_size"]), student=fields,
-    )  # fmt: skip
+    saved = checkpoint.model_of(config)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    source, longer_side = f"{meta['source']} (step {meta['step']})", max(config["data"]["image_size"])
+    card = Card(config["model"]["encoder"], source=source, longer_side=longer_side, student=fields)
     _check_said(Path(where), card, said)
     return Teacher({"params": tree["params"], "batch_stats": tree["batch_stats"]}, card)
 

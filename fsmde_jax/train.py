@@ -134,7 +134,9 @@ def _dataset(
         teacher_cache=distilled.cache if distilled else None,
     )  # fmt: skip
     if config.task == "student" and config.data.dense_depth:  # a teacher's loss takes `dense_depth` itself
-        dataset = dataset.map(lambda batch: {**batch, "depth": batch.pop("dense_depth")})
+        dataset = dataset.map(
+            lambda batch: {k: v for k, v in batch.items() if k != "dense_depth"} | {"depth": batch["dense_depth"]}
+        )
     return pipeline.to_device(dataset, sharding.batch_sharding(mesh), prefetch=config.data.prefetch)
 
 
@@ -143,8 +145,9 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
     if init_from:
         tree, meta, said = read_student(init_from)
         print(f"starting from {said}")
-        of_it = {"expectation": "depth", **meta["identity"]["config"]["model"]}  # what there was before the choice
-        changed = checkpoint.differences(of_it, config.model.to_dict(), "model")
+        changed = checkpoint.differences(
+            checkpoint.model_of(meta["identity"]["config"]), config.model.to_dict(), "model"
+        )
         if changed:
             print("note: the same parameters will mean something else, because\n  " + "\n  ".join(changed))
         own = checkpoint.without_companions({"params": state.params, "batch_stats": state.batch_stats})
@@ -154,6 +157,10 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
     if config.task == "teacher" and config.teacher.weights:
         teacher = open_teacher(config.teacher.weights)
         card, wanted = teacher.card, config.teacher.variant
+        if card.student:
+            raise ConfigError(
+                f"teacher.weights = {config.teacher.weights!r}: a student; a teacher starts from a teacher"
+            )
         if (card.variant, card.version, card.max_depth) != (wanted, 2, None):
             kind = "relative" if card.max_depth is None else "metric"
             raise ConfigError(

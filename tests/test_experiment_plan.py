@@ -84,6 +84,13 @@ def test_the_worlds_of_the_ablation_suite_can_be_rendered():
         assert looks[0] == looks[1] and looks[0].seed != looks[2].seed
 
 
+def test_results_from_before_the_choice_of_an_expectation_are_those_of_the_mean_of_depth():
+    now = flatten(base.get_config().to_dict())
+    before = {key: value for key, value in now.items() if key != "model.expectation"}
+    assert changed(before, now, now) == ["model.expectation: 'depth' there, 'log' now"]
+    assert changed(before, {**now, "model.expectation": "depth"}, now) == []
+
+
 def test_runs_have_their_own_folders_and_a_sweep_takes_the_rows_own_runs():
     suite = made_up_runs.suite()
     runs = planned_tests(

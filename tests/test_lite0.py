@@ -3,16 +3,21 @@
 import json
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
+from benchmarks import teacher_accuracy
 from configs import student_world
 from data_prep import nuscenes
 from data_prep.world import __main__ as world
+from fsmde_jax import predict
 from fsmde_jax.evaluate import evaluate_run
 from fsmde_jax.students import SHIPPED, read_student
 from fsmde_jax.teacher import open_teacher
+from tests import rooms
+from tests.sample_factory import write_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +49,23 @@ def test_it_opens_by_name_as_student_and_as_teacher():
     image[:, 48:] = -1.0
     r = np.asarray(teacher.module().apply({"params": teacher.params}, image)["rel_inv_depth"])[0]
     assert r.min() > 0 and r[-8:].mean() > r[56:64].mean()
+
+
+def test_pictures_of_an_image_folder_and_figures_as_a_relative_teacher(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "a.png"), np.random.default_rng(0).integers(0, 255, (72, 120, 3), np.uint8))
+    predict.main(["--teacher", "lite0", "--images", str(images), "--out", str(tmp_path / "out"), "--npy"])
+    assert np.load(tmp_path / "out/a_depth.npy").shape == (72, 120)
+    with pytest.raises(SystemExit):
+        predict.main(["--teacher", "lite0", "--images", str(images), "--out", str(tmp_path / "x"), "--size", "20"])
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(2)]
+    records = write_folder(tmp_path / "records", samples)
+    results = teacher_accuracy.measure(
+        open_teacher("lite0"), str(records), truth="lidar", fit="", longer_side=96, max_depth=None, limit=1,
+        num_pictures=0,
+    )  # fmt: skip
+    assert 0 < results.flat()["affine/abs_rel"] < 10
 
 
 @pytest.mark.slow

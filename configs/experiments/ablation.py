@@ -7,7 +7,8 @@ python -m fsmde_jax.experiment --suite ablation --report docs/results
 
 Everything is rendered (docs/world.md), so a test needs no dataset and has exact depth. Few labels on purpose: sparse
 LiDAR for one keyframe of 40 scenes; a teacher also sees 360 more, which have no labels. All rows share records,
-student, steps, augmentation and the number of candidates.
+student, steps, augmentation and the number of candidates; a row with a teacher sees labels in every second step, the
+supervised row in every one, so it loses no step to having no teacher.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fsmde_jax.errors import ConfigError, DataError
-from fsmde_jax.experiment.plan import TEST, changed
+from fsmde_jax.experiment.plan import TEST, as_run, changed
 from fsmde_jax.experiment.suite import Suite, defaults
 from fsmde_jax.names import flatten
 
@@ -79,7 +79,7 @@ def _unlike_configs(suite: Suite, results: Results) -> list[str]:
         if row not in suite.rows or label not in values:
             continue  # the suite has no such row or value any more, so no table shows it
         candidates = suite.candidates_of(row) if suite.rows[row].tuned else ()
-        configs[group], rows[group] = {**default, **flatten(result["config"])}, row
+        configs[group], rows[group] = {**default, **as_run(flatten(result["config"]))}, row
         varied[group] = {"seed", *values[label]}
         set_by_row[group] = {*suite.rows[row].overrides, *(key for candidate in candidates for key in candidate)}
     lines = _differing(configs, {group: varied[group] | set_by_row[group] for group in configs})

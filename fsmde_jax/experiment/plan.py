@@ -74,13 +74,18 @@ class Run:
         return config
 
 
+def as_run(saved: Overrides) -> dict[str, Any]:
+    """A saved flat config of a student with what it meant but could not say yet: its depth was the mean of depth."""
+    return {"model.expectation": "depth", **saved} if "model.bins" in saved else dict(saved)
+
+
 def changed(saved: Overrides, current: Overrides, default: Overrides) -> list[str]:
     """One line per key whose value differs between two flat configs.
 
     A key that `saved` does not know yet is no difference while it has its value of configs/base.py (`default`): it was
     added later, and what base.py says is what was done before.
     """
-    found = []
+    found, saved = [], as_run(saved)
     for key in sorted(set(saved) | set(current)):
         if key not in current:
             found.append(f"{key}: {saved[key]!r} there, no such key now")

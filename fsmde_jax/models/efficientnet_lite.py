@@ -123,17 +123,17 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array
 
     padded = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
 
-    def add_row(total: Array, index: Array) -> tuple[Array, None]:
-        image, row = index // out_h, index % out_h
-        rows = jax.lax.dynamic_slice(padded, (image, row * stride, 0, 0), (1, k, padded.shape[2], c))[0]
-        of_row = jax.lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, out_w, c))[0]
+    def add_row(total: Array, row: Array) -> tuple[Array, None]:
+        rows = jax.lax.dynamic_slice(padded, (0, row * stride, 0, 0), (m, k, padded.shape[2], c))
+        of_row = jax.lax.dynamic_slice(gradient, (0, row, 0, 0), (m, 1, out_w, c))
         columns = [
-            jnp.sum(rows[:, j : j + (out_w - 1) * stride + 1 : stride] * of_row, 1, dtype=jnp.float32) for j in range(k)
+            jnp.sum(rows[:, :, j : j + (out_w - 1) * stride + 1 : stride] * of_row, (0, 2), dtype=jnp.float32)
+            for j in range(k)
         ]
         return total + jnp.stack(columns, 1), None
 
-    for_kernel, _ = jax.lax.scan(add_row, jnp.zeros((k, k, c), jnp.float32), jnp.arange(m * out_h))
-    return for_x, for_kernel[:, :, None].astype(kernel.dtype)
+    for_kernel, _ = jax.lax.scan(add_row, jnp.zeros((k, k, c), jnp.float32), jnp.arange(out_h))
+    return for_x.astype(x.dtype), for_kernel[:, :, None].astype(kernel.dtype)
 
 
 depthwise_shift.defvjp(_depthwise_forward, _depthwise_backward)

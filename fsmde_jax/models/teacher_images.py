@@ -22,30 +22,30 @@ LONGER_SIDE = 630  # pixels of the longer side of rig images, where nothing else
 REFERENCE_SIZE = 518  # pixels: shorter side that the published weights were trained at
 
 
-def reference_size(image_size: Sequence[int], size: int = REFERENCE_SIZE) -> tuple[int, int]:
+def reference_size(image_size: Sequence[int], size: int = REFERENCE_SIZE, patch: int = PATCH) -> tuple[int, int]:
     """(height, width) that the reference resizes an image of `image_size` (H, W) to.
 
-    The shorter side becomes `size`, aspect kept; then each side the nearest multiple of 14 (a tie goes to the even
-    one), but none smaller than `size`.
+    The shorter side becomes `size`, aspect kept; then each side the nearest multiple of `patch` (a tie goes to the
+    even one), but none smaller than `size`.
 
     Source: `Resize(keep_aspect_ratio=True, ensure_multiple_of=14, resize_method="lower_bound")` of the official Depth
     Anything V2. The processor in transformers takes the side that changes LESS instead of the shorter one, so it
     differs for images with a side below `size` (400x600 becomes 350x518 there and 518x784 here).
 
     Raises:
-      ConfigError: `size` is below 14.
+      ConfigError: `size` is below `patch`.
       ValueError: a side of the image is not positive.
     """
-    if size < PATCH:
-        raise ConfigError(f"teacher image size {size}: expected at least {PATCH} pixels")
+    if size < patch:
+        raise ConfigError(f"teacher image size {size}: expected at least {patch} pixels")
     height, width = _sides(image_size)
     scale = max(size / height, size / width)
     sides = []
     for side in (height, width):
-        patches = round(scale * side / PATCH)
-        if patches * PATCH < size:
-            patches = -(-size // PATCH)
-        sides.append(patches * PATCH)
+        patches = round(scale * side / patch)
+        if patches * patch < size:
+            patches = -(-size // patch)
+        sides.append(patches * patch)
     return sides[0], sides[1]
 
 
@@ -56,7 +56,7 @@ def _sides(image_size: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def prepare_image(image: np.ndarray, size: int = REFERENCE_SIZE) -> np.ndarray:
+def prepare_image(image: np.ndarray, size: int = REFERENCE_SIZE, patch: int = PATCH) -> np.ndarray:
     """A picture as the network's input: resized by `reference_size` and normalised.
 
     As the official code: to [0, 1], OpenCV's bicubic (a = -.75, no antialias, overshoot kept), ImageNet's mean and
@@ -67,13 +67,14 @@ def prepare_image(image: np.ndarray, size: int = REFERENCE_SIZE) -> np.ndarray:
     Args:
       image: [H, W, 3] uint8 RGB.
       size: pixels of the shorter side.
+      patch: sides become multiples of it.
 
     Returns:
-      [h, w, 3] float32, h and w multiples of 14.
+      [h, w, 3] float32, h and w multiples of `patch`.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"prepare_image: expected [H, W, 3] uint8, got {image.shape} {image.dtype}")
-    height, width = reference_size(image.shape[:2], size)
+    height, width = reference_size(image.shape[:2], size, patch)
     unit = image.astype(np.float32) / np.float32(255)
     resized = np.asarray(cv2.resize(unit, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
     return (resized - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
