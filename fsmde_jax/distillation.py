@@ -119,6 +119,8 @@ class Distillation:
         if self.projector is not None:
             projected = self.projector.apply({"params": params[PROJECTOR_SCOPE]}, outputs["features"])
             outputs = {**outputs, "projected": projected}
+        if self.bins == "aligned":  # where the teacher was fitted to the student, L_cross would teach it itself
+            batch = {**batch, "depth": jnp.where(self._enough(batch), batch["depth"], 0.0)}
         added, more = total.distillation_loss(outputs, batch, signal, self.weights, **limits)
         loss = loss + added
         return loss, {**terms, **more, "loss": loss}
@@ -157,6 +159,11 @@ class Distillation:
             logits, mask = jax.lax.stop_gradient(learned), visible
         return Signal(mask, visible, logits, maps.tokens, maps.rel_inv_depth)
 
+    def _enough(self, batch: Mapping[str, Array]) -> Array:
+        """Views [B, N, 1, 1] bool with labels enough to fit a teacher's map to."""
+        limits = {key: self.labels[key] for key in ("min_depth", "max_depth")}
+        return total.label_mask(batch, **limits).sum((2, 3), keepdims=True) >= teacher_bins.MIN_LABELS
+
     def _labels(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], count: int) -> Labels:
         """What `aligned` fits: a view's labels, or, where it has too few, what the student says in this step.
 
@@ -169,11 +176,10 @@ class Distillation:
             focal_canonical=self.focal_canonical,
         )  # fmt: skip
         limits = {key: self.labels[key] for key in ("min_depth", "max_depth")}
-        labels = total.label_mask(batch, **limits)
+        labels, enough = total.label_mask(batch, **limits), self._enough(batch)
         says = jax.nn.softmax(outputs["bin_logits"].astype(jnp.float32), -1)
         own = expected_depth(says, anchors[:, :, None, None, :], "log")
         own = jax.lax.stop_gradient(depth_bins.resize_depth(own, *batch["depth"].shape[2:]))
         seen = total.label_mask({**batch, "depth": own}, **limits)
-        enough = labels.sum((2, 3), keepdims=True) >= teacher_bins.MIN_LABELS
         depth, mask = (jnp.where(enough, *pair) for pair in ((batch["depth"], own), (labels, seen)))
         return Labels(depth, mask, anchors, **limits)

@@ -193,7 +193,10 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: st
       FsmdeError: no checkpoint, records are missing, or the config does not fit the checkpoint.
     """
     build.check(config)
-    tree, meta, where = read_student(init_from) if init_from else read_student(Path(workdir), config.eval.checkpoint)
+    which = config.eval.checkpoint
+    if init_from and which == "best":
+        which = ""  # another run may have none: then its latest
+    tree, meta, where = read_student(init_from or Path(workdir), which)
     config = _with_model_of(meta["identity"]["config"], config, where)
     check(config)
     options = options_from(config, num_pictures=config.eval.num_pictures)

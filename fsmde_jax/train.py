@@ -30,7 +30,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     Args:
       config: all keys of configs/base.py.
       workdir: receives checkpoints/, best/, tensorboard/, metrics.jsonl, config.json and evaluations.
-      init_from: workdir of another run whose (best, else latest) parameters start this one; ignored on resume.
+      init_from: whose parameters start this run (`students.read_student`); ignored on resume.
 
     Raises:
       FsmdeError: records are missing, the config does not fit a checkpoint, or the loss is not finite.

@@ -453,3 +453,22 @@ def test_aligned_bins_of_views_without_labels_keep_the_students_scale(records):
     found, valid = teacher_bins.align_to_labels(r, few.depth, few.mask, min_depth=0.1, max_depth=80.0)
     assert np.asarray(valid)[0, 1]
     np.testing.assert_allclose(np.asarray(found)[0, 1], says, rtol=0.05)
+
+
+def test_the_crossing_leaves_out_views_whose_teacher_was_fitted_to_the_student(records, monkeypatch):
+    """Three labels in a view are too few to fit to: whatever they say, L_cross stays, while L_sup follows them."""
+    job = Job(make_config(records, **{"distill.bins": "aligned", "distill.w_ckd": 1.0}))
+    known = np.asarray(job.batch["depth"])  # a teacher that agrees with the labels, so that it is fitted to them
+    r = jnp.asarray(1 / np.where(known > 0, known, known[known > 0].mean()))
+    monkeypatch.setattr(type(job.distilled.loss), "_maps", lambda *_: teacher_signal.TeacherMaps(r))
+    batches = []
+    for factor in (1.0, 3.0):
+        depth = np.array(job.batch["depth"])
+        few = np.argwhere((depth[0, 1] > 0) & np.asarray(job.batch["ego_mask"])[0, 1])[:3]
+        kept = depth[0, 1, few[:, 0], few[:, 1]]
+        depth[0, 1] = 0.0
+        depth[0, 1, few[:, 0], few[:, 1]] = np.clip(factor * kept, 0.2, 79.0)
+        batches.append({**job.batch, "depth": depth})
+    (one, _, _), (other, _, _) = (job.value_and_grad(batch) for batch in batches)
+    assert float(one["silog"]) != float(other["silog"])
+    assert float(one["ckd_cross"]) == float(other["ckd_cross"]) > 0
