@@ -25,6 +25,7 @@ def flags(steps: int, records: Path, measured: Path) -> list[str]:
     """Overrides of configs/student_world.py."""
     return [
         f"--config.data.train_records={records}", f"--config.data.eval_records={measured}",
+        "--config.data.dense_depth=False", "--config.data.batch_size=1",
         f"--config.train.steps={steps}", "--config.optim.lr=5e-4", "--config.optim.warmup_steps=10",
         f"--config.train.checkpoint_every={steps}", "--config.train.eval_every=0", "--config.train.picture_every=0",
         "--config.eval.trivial=False", "--config.eval.checkpoint=latest",

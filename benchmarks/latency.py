@@ -67,7 +67,7 @@ def teacher_shape(size: Size, views: int = VIEWS) -> str:
 
 
 def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any, ...]]:
-    """The compiled program of a side of this project and its arguments; fewer views for teachers only."""
+    """The lowered program of a side of this project and its arguments; fewer views for teachers only."""
     import jax
 
     if side.kind == "student":
@@ -75,7 +75,7 @@ def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any,
     else:
         run = teacher.port(side.name, side.dtype)
         arguments = (teacher.random_parameters(side.name), jax.device_put(teacher.images(teacher_shape(size, views))))
-    return run.lower(*arguments).compile(), arguments
+    return run.lower(*arguments), arguments
 
 
 def onnx_call(model: Any, array: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
@@ -115,7 +115,8 @@ def other_calls(model: Any, dtype: str, size: Size, args: argparse.Namespace) ->
 
 def _peak(side: Side, size: Size, args: argparse.Namespace) -> float:
     if side.way == "here":
-        compiled, arguments = program(side, size)
+        lowered, arguments = program(side, size)
+        compiled = lowered.compile()
         return teacher.raised_peak(lambda: np.asarray(compiled(*arguments)))
     model = teacher.reference_model(side.name)
     only = argparse.Namespace(threads=args.threads, compile=False, onnx=side.way == "onnxruntime")
@@ -133,9 +134,10 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     for kind, name in chosen:
         for dtype in args.dtype:
             side = Side(kind, name, dtype)
-            compiled, arguments = program(side, args.size)
+            lowered, arguments = program(side, args.size)
+            compiled = lowered.compile()
             if kind == "student":
-                count, taken = gflops(compiled), f"{VIEWS}x{args.size[0]}x{args.size[1]}"
+                count, taken = gflops(lowered), f"{VIEWS}x{args.size[0]}x{args.size[1]}"
             else:  # its views run one after the other, in a loop
                 count, taken = VIEWS * gflops(program(side, args.size, views=1)[0]), teacher_shape(args.size)
             if model is not None and name == WITH_TORCH:

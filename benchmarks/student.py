@@ -36,13 +36,16 @@ def student(encoder: str, dtype: str, size: Size) -> tuple[Any, Any, tuple[Any, 
     return model, state.make_predict(model, build.read_fn(config)), (born.params, born.batch_stats, batch)
 
 
-def gflops(compiled: Any) -> float:
-    """10^9 floating-point operations of one call, as XLA counts them. The body of a loop counts once."""
-    return float((compiled.cost_analysis() or {})["flops"]) / 1e9
+def gflops(lowered: Any) -> float:
+    """10^9 floating-point operations of one call, as XLA counts them, of a lowered or compiled program. The body of a
+    loop counts once; compiled for a GPU, calls of libraries, which are most of them, do not count."""
+    return float((lowered.cost_analysis() or {})["flops"]) / 1e9
 
 
-def pieces(model: Any, size: Size, arguments: tuple[Any, ...]) -> tuple[dict[str, tuple[Any, tuple[Any, ...]]], Any]:
-    """The student cut in four: name -> compiled program and its arguments; and the depth [6, H, W] that they give."""
+def pieces(
+    model: Any, size: Size, arguments: tuple[Any, ...]
+) -> tuple[dict[str, tuple[Any, tuple[Any, ...], float]], Any]:
+    """The student cut in four: name -> compiled program, its arguments and GFLOPs; the depth [6, H, W] they give."""
     import jax
     import jax.numpy as jnp
 
@@ -82,8 +85,9 @@ def pieces(model: Any, size: Size, arguments: tuple[Any, ...]) -> tuple[dict[str
     found = {}
 
     def cut(name: str, function: Callable[..., Any], *given: Any) -> Any:
-        compiled = jax.jit(function).lower(*given).compile()
-        found[name] = compiled, given
+        lowered = jax.jit(function).lower(*given)
+        compiled = lowered.compile()
+        found[name] = compiled, given, gflops(lowered)
         return compiled(*given)
 
     taps = cut("encoder", encode, variables(models.ENCODER_SCOPE), batch["images"])
@@ -98,19 +102,19 @@ def profile(encoder: str, dtype: str, size: Size, repeats: int) -> dict[str, Any
 
     model, run, arguments = student(encoder, dtype, size)
     cuts, depth = pieces(model, size, arguments)
-    whole = run.lower(*arguments).compile()
-    cuts["whole"] = whole, arguments
+    whole = run.lower(*arguments)
+    cuts["whole"] = whole.compile(), arguments, gflops(whole)
 
     def call_of(compiled: Any, given: tuple[Any, ...]) -> Callable[[], Any]:
         return lambda: jax.block_until_ready(compiled(*given))
 
-    calls = {name: call_of(*cut) for name, cut in cuts.items()}
+    calls = {name: call_of(*cut[:2]) for name, cut in cuts.items()}
     seconds = time_sides(calls, repeats)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     total = sum(value for name, value in medians.items() if name != "whole")
     rows = [
         {"piece": name, "seconds": times, "median": medians[name], "share": medians[name] / total,
-         "gflops": gflops(cuts[name][0])}
+         "gflops": cuts[name][2]}
         for name, times in seconds.items()
     ]  # fmt: skip
     error = relative(np.asarray(depth), np.asarray(calls["whole"]())[0])

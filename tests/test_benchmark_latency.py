@@ -90,7 +90,7 @@ def test_operations_of_a_convolution():
 def test_operations_of_a_resnet18(tiny_student):
     """The products of its convolutions by hand; normalisation and activations add little."""
     model, _, arguments = tiny_student
-    compiled, _ = student.pieces(model, (64, 96), arguments)[0]["encoder"]
+    compiled = student.pieces(model, (64, 96), arguments)[0]["encoder"][0]
 
     def inside(size, kernel, stride):  # products of one axis that are not with padding
         places = stride * np.arange(size // stride)[:, None] + np.arange(kernel) - kernel // 2
