@@ -151,8 +151,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
         raise ConfigError(
             f"distill.bins = 'two_hot' needs a metric teacher, and {t.weights!r} is a relative one; {metric}"
         )
-    relative = teacher.card.max_depth is None and not teacher.card.student
-    if relative and "metric" in teacher.card.source.lower():
+    if not teacher.shift_known and "metric" in teacher.card.source.lower():
         raise ConfigError(f"teacher.weights = {t.weights!r}: no card says so, but its name says metric; {metric}")
     image_size = (int(config.data.image_size[0]), int(config.data.image_size[1]))
     patch = teacher.module().patch
@@ -181,8 +180,9 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     m = config.model
     depth_range = depth_bins.canonical_range(m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range))
     loss = Distillation(
-        module, size, d.tap, d.bins, d.tau_bin, weights, labels(config), depth_range, m.focal_canonical, head, projector
-    )
+        module, size, d.tap, d.bins, d.tau_bin, weights, labels(config), depth_range, m.focal_canonical,
+        not teacher.shift_known, head, projector,
+    )  # fmt: skip
     return Distilled(loss, teacher, cache)
 
 

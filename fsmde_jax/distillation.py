@@ -59,6 +59,7 @@ class Distillation:
       weights: of the terms.
       labels: min_depth, max_depth, silog_lambda, chamfer_weight of `total.supervised_loss`.
       depth_range, focal_canonical: of the student's bins, for `aligned` (`depth_bins.log_anchors`).
+      shift: whether the teacher's map has an unknown shift as well as an unknown scale, for `aligned`.
       head: the trained bin head of `learned`, otherwise None.
       projector: of a baseline that needs one, otherwise None.
     """
@@ -72,6 +73,7 @@ class Distillation:
     labels: Mapping[str, float]
     depth_range: tuple[float, float]
     focal_canonical: float
+    shift: bool = True
     head: TeacherBins | None = None
     projector: Projector | None = None
 
@@ -182,4 +184,4 @@ class Distillation:
         own = jax.lax.stop_gradient(depth_bins.resize_depth(own, *batch["depth"].shape[2:]))
         seen = total.label_mask({**batch, "depth": own}, **limits)
         depth, mask = (jnp.where(enough, *pair) for pair in ((batch["depth"], own), (labels, seen)))
-        return Labels(depth, mask, anchors, **limits)
+        return Labels(depth, mask, anchors, **limits, shift=self.shift)

@@ -63,6 +63,12 @@ class Teacher:
         return DepthAnything(self.card.variant, self.card.max_depth, self.card.version, dtype, **options)
 
     @property
+    def shift_known(self) -> bool:
+        """Whether its map is inverse depth up to a scale alone: a metric one's and a student's are, a relative one's
+        has an unknown shift as well."""
+        return self.card.max_depth is not None or bool(self.card.student)
+
+    @property
     def token_stride(self) -> int:
         """Pixels of its input to one of its tokens."""
         return STUDENT_TOKENS if self.card.student else PATCH

@@ -35,6 +35,7 @@ class Labels(NamedTuple):
     anchors: Array  # [B, N, K] metres (`depth_bins.log_anchors`)
     min_depth: float
     max_depth: float
+    shift: bool = True  # whether the map's shift is unknown, too (`teacher_bins.align_to_labels`)
 
 
 class TeacherMaps(NamedTuple):
@@ -119,8 +120,8 @@ def teacher_distribution(
     Args:
       maps: of `run_teacher` or `cached_maps`.
       mask: `ego_mask` [B, N, H, W] bool at any size, True = not the ego body. Sky stays in.
-      kind: `soft_assign`: affine-invariant, per view (`teacher_bins.soft_assign`); `aligned`: likewise, each view
-        fitted to its labels (`teacher_bins.align_to_labels`); `two_hot`: a metric teacher's depth on the student's
+      kind: `soft_assign`: affine-invariant, per view (`teacher_bins.soft_assign`); `aligned`: each view fitted to its
+        labels by what the map leaves open (`teacher_bins.align_to_labels`); `two_hot`: a metric teacher's depth on the student's
         centers (`teacher_bins.two_hot`), for the probability term alone.
       head_size: (h, w) of the student's bin logits.
       num_bins: K.
@@ -152,7 +153,7 @@ def teacher_distribution(
             raise ValueError(f"aligned: expected labels with {num_bins} anchors, got {labels and labels.anchors.shape}")
         r = teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head_size)
         depth, view_valid = teacher_bins.align_to_labels(
-            r, labels.depth, labels.mask, min_depth=labels.min_depth, max_depth=labels.max_depth
+            r, labels.depth, labels.mask, min_depth=labels.min_depth, max_depth=labels.max_depth, shift=labels.shift
         )
         logits = teacher_bins.assign_depth(depth, labels.anchors, tau_bin=tau_bin or 1.0)
         visible = visible & view_valid[:, :, None, None]

@@ -34,9 +34,13 @@ def test_the_ablation_suite_says_what_it_should():
     assert {config[name].distill.baseline for name in others} == others
     ours = {key for name in suite.rows for key in suite.rows[name].overrides}
     assert all(key.startswith(("teacher.", "distill.")) for key in ours)  # rows differ in nothing else
-    assert all(not c.teacher.cache and c.data.labelled_samples == 40 for c in config.values())
-    for rig in suite.rigs.values():
-        assert [split.records for split in rig.inputs] == [plain.train.encoder_weights]
+    whole_maps = {"fitnets", "at", "sp", "rkd", "cwd"}
+    assert {name for name, c in config.items() if not c.teacher.cache} == whole_maps
+    assert all(c.data.labelled_samples == 20 for c in config.values())
+    for name, rig in suite.rigs.items():
+        weights, cache = rig.inputs
+        assert weights.records == plain.train.encoder_weights and cache.records == f"caches/ablation_{name}_lite0"
+        assert cache.commands[:-1] == rig.train.commands
         seeds = [set(re.findall(r"--seed (\d+)", " ".join(s.commands))) for s in (rig.train, rig.val, rig.test)]
         assert seeds[0] == seeds[1] and not seeds[0] & seeds[2]
         assert len({rig.train.records, rig.val.records, rig.test.records}) == 3
@@ -59,14 +63,14 @@ def test_every_key_of_the_ablation_suite_is_declared():
 def test_longer_trainings_of_the_ablation_suite_are_a_sweep_with_equally_many_evaluations():
     suite = load_suite("ablation")
     sweep = suite.sweeps["steps"]
-    assert list(sweep.values) == ["1000", "2000", "4000"] and sweep.rows == ("supervised", "ckd", "ckd_vrkd")
+    assert list(sweep.values) == ["600", "1200", "2400"] and sweep.rows == ("supervised", "ckd", "ckd_vrkd")
     free = {row: {} for row in sweep.rows}
     runs = planned_tests(suite, "nuscenes", sweep.rows, free, seeds=[0], sweeps=["steps"])
     trains = {run.group: run.config().train for run in runs}
     assert {g: (t.steps, t.eval_every) for g, t in trains.items() if g.startswith("ckd_vrkd")} == {
-        "ckd_vrkd-steps=1000": (1000, 200), "ckd_vrkd": (2000, 400), "ckd_vrkd-steps=4000": (4000, 800)
+        "ckd_vrkd-steps=600": (600, 120), "ckd_vrkd": (1200, 240), "ckd_vrkd-steps=2400": (2400, 480)
     }  # fmt: skip
-    assert len(runs) == 9  # 2000 steps are the rows' own runs
+    assert len(runs) == 9  # 1200 steps are the rows' own runs
     assert all(train.steps % train.eval_every == 0 for train in trains.values())
 
 

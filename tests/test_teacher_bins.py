@@ -349,6 +349,33 @@ def test_alignment_does_not_feel_an_affine_map(scale, shift):
     np.testing.assert_allclose(moved, plain, rtol=2e-3)
 
 
+def test_a_map_without_shift_is_scaled_by_the_median():
+    r, fine, depth, mask = _labelled()
+    mask[0, 2] = False
+    mask[0, 2].flat[:11] = True  # an odd number
+    found, valid = teacher_bins.align_to_labels(r, depth, mask, min_depth=0.5, max_depth=30.0, shift=False)
+    assert np.asarray(valid).all()
+    for view in range(3):
+        scale = np.median((depth * fine)[0, view][mask[0, view]].astype(np.float64))
+        np.testing.assert_allclose(found[0, view], np.clip(scale / r[0, view], 0.5, 30.0), rtol=1e-5)
+    moved, _ = teacher_bins.align_to_labels(1e3 * r, depth, mask, min_depth=0.5, max_depth=30.0, shift=False)
+    np.testing.assert_allclose(moved, found, rtol=1e-5)
+    # A third of the labels far off: the median hardly moves, where a fit with a shift bends the view.
+    odd = np.where(np.random.default_rng(1).random(depth.shape) < 0.3, 29.0, depth).astype(np.float32)
+    robust, _ = teacher_bins.align_to_labels(r, odd, mask, min_depth=0.5, max_depth=30.0, shift=False)
+    bent, straight = (
+        teacher_bins.align_to_labels(r, labels, mask, min_depth=0.5, max_depth=30.0)[0] for labels in (odd, depth)
+    )
+    off, bent_by = (np.abs(np.log(a / b))[:, :2].max() for a, b in ((robust, found), (bent, straight)))
+    assert off < 0.4 < bent_by
+    few = mask.copy()
+    few[0, 0] = False
+    few[0, 0, 0, :9] = True  # nine labels
+    hidden = np.where(few, depth, np.nan).astype(np.float32)
+    found, valid = teacher_bins.align_to_labels(r, hidden, few, min_depth=0.5, max_depth=30.0, shift=False)
+    assert np.asarray(valid).tolist() == [[False, True, True]] and np.isfinite(found).all()
+
+
 def test_views_that_cannot_be_aligned_are_named_and_stay_finite():
     r, _, depth, mask = _labelled()
     few = mask.copy()

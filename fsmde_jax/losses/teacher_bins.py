@@ -116,19 +116,23 @@ def soft_assign(rel_inv_depth: Array, *, num_bins: int, tau_bin: float, mask: Ar
 
 
 def align_to_labels(
-    rel_inv_depth: Array, depth: Array, mask: Array, *, min_depth: float, max_depth: float
+    rel_inv_depth: Array, depth: Array, mask: Array, *, min_depth: float, max_depth: float, shift: bool = True
 ) -> tuple[Array, Array]:
-    """A teacher's map in metres: per view the affine map to inverse depth that fits the labels best, in closed form.
+    """A teacher's map in metres, per view, in closed form; clipped to the range.
 
-    Least squares of D (s r + t) - 1 over the labels D, i.e. of the RELATIVE error of depth, under s > 0; then
-    1 / (s r + t), clipped to the range. As protocol P0 (docs/protocol.md) aligns, but that weighs every label alike.
-    Nothing changes under r -> a r + b with a > 0.
+    With `shift`, for a relative teacher: 1 / (s r + t) with the affine map to inverse depth that fits the labels best,
+    by least squares of D (s r + t) - 1 over the labels D, i.e. of the RELATIVE error of depth, under s > 0. As protocol
+    P0 (docs/protocol.md) aligns, but that weighs every label alike. Nothing changes under r -> a r + b with a > 0.
+
+    Without, for a teacher whose map is inverse depth up to a scale: s / r, s the median of D r over the labels. A shift
+    that labels of a few rows, or a student that errs, decide would bend the whole view. Nothing changes under r -> a r.
 
     Args:
-      rel_inv_depth: r [B, N, h, w] at head resolution, larger = nearer.
+      rel_inv_depth: r [B, N, h, w] at head resolution, larger = nearer; positive without `shift`.
       depth: labels D [B, N, H, W] metres.
       mask: [B, N, H, W] bool, True = valid label. What is masked is not looked at.
       min_depth, max_depth: metres.
+      shift: whether r has an unknown shift as well as an unknown scale (`Teacher.shift_known`).
 
     Returns:
       (depth [B, N, h, w] float32 metres; view_valid [B, N] bool: False where fewer than `MIN_LABELS` labels say where
@@ -139,11 +143,33 @@ def align_to_labels(
             "align_to_labels: expected r [B, N, h, w] and labels with their mask [B, N, H, W], got"
             f" {rel_inv_depth.shape}, {depth.shape}, {mask.shape}"
         )
-    mask, axes = mask.astype(bool), (2, 3)
+    mask = mask.astype(bool)
     r = jax.lax.stop_gradient(rel_inv_depth.astype(jnp.float32))
-    r = r - r.min(axes, keepdims=True)  # exact where r varies little about a large value
-    at_labels = interpolate.resize_taps(r[..., None], depth.shape[2], depth.shape[3], "bilinear")[..., 0]
     d = jnp.where(mask, depth.astype(jnp.float32), 1.0)
+    inverse, fits = (_with_shift if shift else _scaled)(r, d, mask)
+    view_valid = fits & (mask.sum((2, 3), keepdims=True) >= MIN_LABELS)
+    inverse = jnp.where(view_valid, inverse, 1.0 / max_depth)
+    return 1.0 / jnp.clip(inverse, 1.0 / max_depth, 1.0 / min_depth), view_valid[..., 0, 0]
+
+
+def _at_labels(r: Array, mask: Array) -> Array:
+    return interpolate.resize_taps(r[..., None], mask.shape[2], mask.shape[3], "bilinear")[..., 0]
+
+
+def _scaled(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
+    """Inverse depth r / s, and which views have an s."""
+    views = mask.shape[:2]
+    products = jnp.where(mask, d * _at_labels(r, mask), 0.0)
+    middle = masked_percentiles(products.reshape(*views, -1), mask.reshape(*views, -1), (50,))[..., None]
+    return r / jnp.where(middle > 0, middle, 1.0), middle > 0
+
+
+def _with_shift(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
+    """Inverse depth s r + t, and which views have such a map."""
+    axes = (2, 3)
+    largest = jnp.max(jnp.abs(r), axes, keepdims=True)
+    r = r - r.min(axes, keepdims=True)  # exact where r varies little about a large value
+    at_labels = _at_labels(r, mask)
     weight = jnp.where(mask, d * d, 0.0)
 
     def mean(values: Array) -> Array:
@@ -152,11 +178,9 @@ def align_to_labels(
     centre, level = mean(at_labels), mean(1.0 / d)
     centred = at_labels - centre
     power = mean(centred * centred)
-    varies = power > (_ROUNDING * jnp.max(jnp.abs(rel_inv_depth.astype(jnp.float32)), axes, keepdims=True)) ** 2
+    varies = power > (_ROUNDING * largest) ** 2
     scale = mean(centred / d) / jnp.where(varies, power, 1.0)
-    view_valid = varies & (scale > 0) & (mask.sum(axes, keepdims=True) >= MIN_LABELS)
-    inverse = jnp.where(view_valid, level + scale * (r - centre), 1.0 / max_depth)
-    return 1.0 / jnp.clip(inverse, 1.0 / max_depth, 1.0 / min_depth), view_valid[..., 0, 0]
+    return level + scale * (r - centre), varies & (scale > 0)
 
 
 def assign_depth(depth: Array, anchors: Array, *, tau_bin: float) -> Array:
