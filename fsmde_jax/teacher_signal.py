@@ -121,8 +121,8 @@ def teacher_distribution(
       maps: of `run_teacher` or `cached_maps`.
       mask: `ego_mask` [B, N, H, W] bool at any size, True = not the ego body. Sky stays in.
       kind: `soft_assign`: affine-invariant, per view (`teacher_bins.soft_assign`); `aligned`: each view fitted to its
-        labels by what the map leaves open (`teacher_bins.align_to_labels`); `two_hot`: a metric teacher's depth on the student's
-        centers (`teacher_bins.two_hot`), for the probability term alone.
+        labels by what the map leaves open (`teacher_bins.align_to_labels`); `two_hot`: a metric teacher's depth on the
+        student's centers (`teacher_bins.two_hot`), for the probability term alone.
       head_size: (h, w) of the student's bin logits.
       num_bins: K.
       tau_bin: temperature of `soft_assign`, in units of its range, 0 = 1 / K; of `aligned`, in bin widths, 0 = 1.

@@ -34,8 +34,8 @@ def test_the_ablation_suite_says_what_it_should():
     assert {config[name].distill.baseline for name in others} == others
     ours = {key for name in suite.rows for key in suite.rows[name].overrides}
     assert all(key.startswith(("teacher.", "distill.")) for key in ours)  # rows differ in nothing else
-    whole_maps = {"fitnets", "at", "sp", "rkd", "cwd"}
-    assert {name for name, c in config.items() if not c.teacher.cache} == whole_maps
+    features = {"vrkd", "ckd_vrkd", "fitnets", "at", "sp", "rkd", "cwd", "cirkd"}
+    assert {name for name, c in config.items() if not c.teacher.cache} == features
     assert all(c.data.labelled_samples == 20 for c in config.values())
     for name, rig in suite.rigs.items():
         weights, cache = rig.inputs

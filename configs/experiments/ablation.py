@@ -10,8 +10,9 @@ LiDAR for one keyframe of 20 scenes; a teacher also sees 380 more, which have no
 student, steps, augmentation and the number of candidates; a row with a teacher sees labels in every second step, the
 supervised row in every one, so it loses no step to having no teacher.
 
-The teacher's maps and tokens are read from a cache, which --prepare makes: that saves a third of a step on a CPU. Hence
-no zoom in the augmentation. Methods that compare whole feature maps run the teacher in the step.
+Where a row needs the teacher's maps alone they are read from a cache, which --prepare makes: that saves a third of a
+step on a CPU. Rows that compare tokens or features run the teacher in the step, as a cache of them would allow no zoom
+in the augmentation, which does the supervised row much good.
 """
 
 from typing import Any
@@ -65,7 +66,7 @@ def _rig(name: str) -> RigSetup:
         (
             *train.commands,
             f"python -m fsmde_jax.teacher_cache --teacher lite0 --records {train.records} --image_size {height}x{width}"
-            f" --longer_side {width * 3 // 2} --tokens --out {_cache(name)}",
+            f" --longer_side {width * 3 // 2} --out {_cache(name)}",
         ),
     )
     inputs = (Split(ENCODER, (FETCH,)), cache)
@@ -83,7 +84,6 @@ SHARED: dict[str, Any] = {
     "model.decoder_channels": (16, 24, 32, 48, 64),  # narrow
     "model.num_bins": 32,
     "optim.warmup_steps": 30,
-    "augment.scale": (1.0, 1.0),  # cached tokens allow no crop
     "train.steps": 1200,
     "train.log_every": 50,
     "train.picture_every": 0,
@@ -103,18 +103,18 @@ SHARED: dict[str, Any] = {
 # on relative depth alone, which has no scale (docs/teacher.md). bfloat16 is faster on accelerators only.
 TEACHER = {"teacher.weights": "lite0", "teacher.dtype": "float32", "distill.bins": "aligned"}
 CKD = {**TEACHER, "distill.w_ckd": 1.0, "distill.w_prob": 1.0, "distill.w_cross": 1.0}
-VRKD = {**TEACHER, "distill.w_vr": 0.1}
+VRKD = {**TEACHER, "teacher.cache": "", "distill.w_vr": 0.1}
 
 
 # Weights of other methods where their authors' differ much from 1 (RKD's are inside its loss); to be tuned, with as
 # many candidates as every row, before anything is claimed of them.
-WHOLE_MAPS = ("fitnets", "at", "sp", "rkd", "cwd")  # compared, so a cache of pooled tokens will not do
+FEATURES = ("fitnets", "at", "sp", "rkd", "cwd", "cirkd")
 WEIGHTS = {"at": 1000.0}  # Zagoruyko and Komodakis 2017; its value falls with the number of cells
 
 
 def _other(name: str) -> Row:
     """Another method's loss on the same student, teacher, data and budget."""
-    in_step = {"teacher.cache": ""} if name in WHOLE_MAPS else {}
+    in_step = {"teacher.cache": ""} if name in FEATURES else {}
     return Row({**TEACHER, **in_step, "distill.baseline": name, "distill.w_baseline": WEIGHTS.get(name, 1.0)})
 
 
