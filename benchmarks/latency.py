@@ -12,7 +12,7 @@ onnxruntime, from the same weights. Weights are random.
 
 All sides are timed in turn in one process with the same cores and settings of malloc (`benchmarks.teacher`), without
 compilation. Memory is measured in a process of its own for each network, above weights and inputs (CPU only). A
-multiplication and an addition are two FLOPs, as XLA counts them for the compiled program; products with padding are not
+multiplication and an addition are two FLOPs, as XLA counts them before compilation; products with padding are not
 counted. The last lines divide the time of a teacher's fastest side by each student's.
 """
 
@@ -37,7 +37,7 @@ if not __package__:  # run as a file: its folder holds data_prep.py, which would
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import teacher
-from benchmarks.student import VIEWS, Size, gflops, profile, profile_table, student
+from benchmarks.student import VIEWS, Size, profile, profile_table, student
 
 WITH_TORCH = "small"  # the teacher that also runs in PyTorch and onnxruntime
 NEEDED = {"torch": ("torch", "transformers"), "onnx": ("onnx", "onnxruntime", "onnxscript")}
@@ -67,7 +67,7 @@ def teacher_shape(size: Size, views: int = VIEWS) -> str:
 
 
 def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any, ...]]:
-    """The lowered program of a side of this project and its arguments; fewer views for teachers only."""
+    """The jitted function of a side of this project and its arguments; fewer views for teachers only."""
     import jax
 
     if side.kind == "student":
@@ -75,7 +75,7 @@ def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any,
     else:
         run = teacher.port(side.name, side.dtype)
         arguments = (teacher.random_parameters(side.name), jax.device_put(teacher.images(teacher_shape(size, views))))
-    return run.lower(*arguments), arguments
+    return run, arguments
 
 
 def onnx_call(model: Any, array: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
@@ -115,12 +115,17 @@ def other_calls(model: Any, dtype: str, size: Size, args: argparse.Namespace) ->
 
 def _peak(side: Side, size: Size, args: argparse.Namespace) -> float:
     if side.way == "here":
-        lowered, arguments = program(side, size)
-        compiled = lowered.compile()
+        run, arguments = program(side, size)
+        compiled = run.lower(*arguments).compile()
         return teacher.raised_peak(lambda: np.asarray(compiled(*arguments)))
     model = teacher.reference_model(side.name)
     only = argparse.Namespace(threads=args.threads, compile=False, onnx=side.way == "onnxruntime")
     return teacher.raised_peak(other_calls(model, side.dtype, size, only)[side])
+
+
+def _of_views(side: Side, size: Size) -> float:
+    run, arguments = program(side, size, views=1)
+    return VIEWS * teacher.gflops(run, *arguments)
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -134,12 +139,12 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     for kind, name in chosen:
         for dtype in args.dtype:
             side = Side(kind, name, dtype)
-            lowered, arguments = program(side, args.size)
-            compiled = lowered.compile()
+            run, arguments = program(side, args.size)
+            compiled = run.lower(*arguments).compile()
             if kind == "student":
-                count, taken = gflops(lowered), f"{VIEWS}x{args.size[0]}x{args.size[1]}"
+                count, taken = teacher.gflops(run, *arguments), f"{VIEWS}x{args.size[0]}x{args.size[1]}"
             else:  # its views run one after the other, in a loop
-                count, taken = VIEWS * gflops(program(side, args.size, views=1)[0]), teacher_shape(args.size)
+                count, taken = _of_views(side, args.size), teacher_shape(args.size)
             if model is not None and name == WITH_TORCH:
                 arguments = (teacher.our_program(model, name, dtype)[1], *arguments[1:])
             parameters = sum(leaf.size for leaf in jax.tree.leaves(arguments[0]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.teacher import relative, time_sides
+from benchmarks.teacher import gflops, relative, time_sides
 
 VIEWS = 6
 Size = tuple[int, int]  # height, width in pixels
@@ -34,12 +34,6 @@ def student(encoder: str, dtype: str, size: Size) -> tuple[Any, Any, tuple[Any, 
         "view_mask": jnp.ones((1, VIEWS), bool),
     }
     return model, state.make_predict(model, build.read_fn(config)), (born.params, born.batch_stats, batch)
-
-
-def gflops(lowered: Any) -> float:
-    """10^9 floating-point operations of one call, as XLA counts them, of a lowered or compiled program. The body of a
-    loop counts once; compiled for a GPU, calls of libraries, which are most of them, do not count."""
-    return float((lowered.cost_analysis() or {})["flops"]) / 1e9
 
 
 def pieces(
@@ -85,9 +79,9 @@ def pieces(
     found = {}
 
     def cut(name: str, function: Callable[..., Any], *given: Any) -> Any:
-        lowered = jax.jit(function).lower(*given)
-        compiled = lowered.compile()
-        found[name] = compiled, given, gflops(lowered)
+        run = jax.jit(function)
+        compiled = run.lower(*given).compile()
+        found[name] = compiled, given, gflops(run, *given)
         return compiled(*given)
 
     taps = cut("encoder", encode, variables(models.ENCODER_SCOPE), batch["images"])
@@ -102,8 +96,7 @@ def profile(encoder: str, dtype: str, size: Size, repeats: int) -> dict[str, Any
 
     model, run, arguments = student(encoder, dtype, size)
     cuts, depth = pieces(model, size, arguments)
-    whole = run.lower(*arguments)
-    cuts["whole"] = whole.compile(), arguments, gflops(whole)
+    cuts["whole"] = run.lower(*arguments).compile(), arguments, gflops(run, *arguments)
 
     def call_of(compiled: Any, given: tuple[Any, ...]) -> Callable[[], Any]:
         return lambda: jax.block_until_ready(compiled(*given))

@@ -159,8 +159,7 @@ def compare(model: Any, size: str, args: argparse.Namespace) -> dict[str, Any]:
     program, params = our_program(model, args.variant, args.dtype, args.attention)
     array = images(size)
     x = jax.device_put(array)
-    lowered = program.lower(params, x)
-    compiled = lowered.compile()
+    compiled = program.lower(params, x).compile()
     sides: dict[str, Callable[[], Any]] = {"here": lambda: jax.block_until_ready(compiled(params, x))}
     analysis = compiled.memory_analysis()
     row: dict[str, Any] = {"size": size, "device": jax.devices()[0].device_kind}
@@ -175,7 +174,7 @@ def compare(model: Any, size: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.torch:
         row["relative_error"] = relative(here, sides["PyTorch eager"]())
     if row["device"] != "cpu":
-        row |= share_of_peak(lowered, row["device"], row["median"]["here"])
+        row |= share_of_peak(1e9 * gflops(program, params, x), row["device"], row["median"]["here"])
     return row
 
 
@@ -184,11 +183,22 @@ def relative(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
 
-def share_of_peak(lowered: Any, kind: str, seconds: float) -> dict[str, float]:
-    """XLA's count of operations per second, and its share of the device's 16-bit peak where that is known; counted
-    before compilation, because a GPU's program hides most of them in calls of libraries."""
-    cost = lowered.cost_analysis() or {}
-    rate = float(cost.get("flops", 0.0)) / seconds
+def gflops(run: Any, *arguments: Any) -> float:
+    """10^9 floating-point operations of one call of a jitted function, as XLA counts them before compilation.
+
+    They are counted for the CPU, since no other backend counts what is lowered for it, and a GPU's compiled program
+    hides most of them in calls of libraries. The body of a loop counts once.
+    """
+    import jax
+
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    with jax.default_device(jax.devices("cpu")[0]):
+        return float(run.lower(*shapes).cost_analysis()["flops"]) / 1e9
+
+
+def share_of_peak(operations: float, kind: str, seconds: float) -> dict[str, float]:
+    """Operations per second, and their share of the device's 16-bit peak where that is known."""
+    rate = operations / seconds
     known = [name for name in PEAKS if name in kind]
     peak = {"share_of_16_bit_peak": rate / PEAKS[max(known, key=len)]} if known else {}
     return {"tflops": rate / 1e12, **peak}

@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.warmup_steps = 50
     c.train.steps = 1500
     c.train.picture_every = 500
-    c.train.eval_every = 500
+    c.train.eval_every = 1500
     c.train.eval_samples = 0
     c.train.checkpoint_every = 500
     return c

@@ -127,7 +127,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     """
     d, t = config.distill, config.teacher
     if config.task != "student" or not _in_use(d):
-        if config.task == "student" and (t.weights or t.cache):
+        if config.task == "student" and t.weights:
             print("note: every weight of distill is 0, so the teacher that the config names is not used")
         return None
     if not t.weights:

@@ -1,18 +1,21 @@
 """A student as one file: what is written is what was trained; to start from, to evaluate, to teach another student."""
 
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from fsmde_jax import build, convert, students, teacher_cache, teacher_signal
+from fsmde_jax import build, build_teacher, convert, students, teacher_cache, teacher_signal
 from fsmde_jax.checkpoint import read_parameters
 from fsmde_jax.data.records import open_records
 from fsmde_jax.data.teacher_maps import open_cache
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.evaluate import evaluate_run
+from fsmde_jax.losses import teacher_bins
 from fsmde_jax.models import student
 from fsmde_jax.models.student import normalise_images
 from fsmde_jax.teacher import open_teacher, weight_hash
@@ -113,6 +116,31 @@ def test_a_student_teaches_what_it_predicts(records, run, file):
     np.testing.assert_allclose(product, np.broadcast_to(product[..., :1, :1], product.shape), rtol=1e-4)
     np.testing.assert_allclose(maps.tokens, outputs["features"], rtol=1e-4, atol=1e-5)
     assert teacher.module().sizes.embed_dim == maps.tokens.shape[-1] == 8
+
+
+def test_only_a_relative_teachers_map_has_a_shift_to_fit(records, file):
+    """A map that is far from affine in the labels tells the two alignments apart, all the way through the loss."""
+    relative = open_teacher("tiny")
+    metric = dataclasses.replace(relative, card=dataclasses.replace(relative.card, max_depth=80.0))
+    assert (relative.shift_known, metric.shift_known, open_teacher(str(file)).shift_known) == (False, True, True)
+    opened = open_records(records)
+    batch = next(iter(teacher_cache.eval_batches(opened, SIZE, 1)))[0]
+    r = jnp.asarray(1 / np.where(batch["depth"] > 0, batch["depth"], 10.0) ** 2 + 0.01)[..., ::2, ::2]
+    targets = []
+    for weights in ("tiny", str(file)):
+        changes = {"teacher.weights": weights, "distill.bins": "aligned", "distill.w_ckd": 1.0}
+        loss = build_teacher.distilled(make_config(records, **changes), opened).loss
+        outputs = {"bin_logits": jnp.zeros((*r.shape, 8))}
+        signal = loss._signal(outputs, batch, teacher_signal.TeacherMaps(r), None)
+        labels = loss._labels(outputs, batch, 8)
+        limits = {"min_depth": labels.min_depth, "max_depth": labels.max_depth}
+        depth, _ = teacher_bins.align_to_labels(r, labels.depth, labels.mask, **limits, shift=weights == "tiny")
+        expected = np.asarray(teacher_bins.assign_depth(depth, labels.anchors, tau_bin=1.0))
+        mask = np.asarray(signal.mask)
+        assert mask.any()
+        np.testing.assert_allclose(np.asarray(signal.logits)[mask], expected[mask], rtol=1e-4, atol=1e-4)
+        targets.append(np.asarray(depth))
+    assert np.abs(np.log(targets[0] / targets[1])).max() > 0.2
 
 
 def test_distillation_from_a_student_in_the_step_and_from_its_cache(records, file, tmp_path):

