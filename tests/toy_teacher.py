@@ -57,6 +57,7 @@ class ToyTeacher:
     def __init__(self, max_depth: float | None = None, **options: Any):
         self.params = params(**options)
         self.card = Card("tiny", max_depth=max_depth)
+        self.shift_known = max_depth is not None
 
     def module(self, dtype: Any = jnp.float32, **options: Any) -> ToyModule:
         return ToyModule(self.card.max_depth)
