@@ -170,7 +170,8 @@ def _curves(found: Mapping[str, Any], reference: str) -> list[str]:
     std = "" if change["std"] is None else f" ± {100 * change['std']:.1f}"
     lines.append(
         f"Validation abs_rel changed by {100 * change['mean']:+.1f}{std} % (mean ± standard deviation over"
-        f" {change['count']} seed(s)) between the last evaluation in the first three quarters of the training and its end."
+        f" {change['count']} seed(s)) between the last evaluation in the first three quarters of the training and its"
+        " end."
     )
     best = ", ".join(f"{row} {100 * entry['mean']:.0f} %" for row, entry in found["best_at"].items())
     lines += [
