@@ -303,7 +303,7 @@ def test_tokens_of_the_teacher_are_those_of_its_own_taps(folder):
         np.testing.assert_allclose(found[f"tap {tap}"], outputs["taps"][tap].reshape(6, 84, -1), atol=2e-4)
     features = np.asarray(outputs["features"])  # [6, 56, 96, F]: 8x8 pixels a token
     pooled = features.reshape(6, 7, 8, 12, 8, -1).mean((2, 4)).reshape(6, 84, -1)
-    np.testing.assert_allclose(found["features"], pooled, atol=2e-4)
+    np.testing.assert_allclose(found["features"], pooled, rtol=1e-5, atol=2e-4)  # DPT features reach 1e3
     assert set(found) == {"tap 0", "tap 2", "tap 3", "features"}
     for blank in map(np.asarray, source.run(relations.blank_batch(batch)).values()):  # every view is the same
         np.testing.assert_allclose(blank, np.broadcast_to(blank[:1], blank.shape), atol=1e-4)
