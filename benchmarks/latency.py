@@ -7,8 +7,9 @@
 
 A rig is six views. Students are those of configs/base.py, from uint8 images to metres at input resolution. Teachers are
 Depth Anything V2 on the largest size of that shape whose sides are multiples of 14 (350x630 for 352x640); they get
-normalised images and are spared the resizing. Small also runs in PyTorch, eager and with --compile, and with --onnx in
-onnxruntime, from the same weights. Weights are random.
+normalised images and are spared the resizing. Small also runs in PyTorch, eager and with --compile, from the same
+weights. With --onnx students run in onnxruntime, too, as `fsmde_jax.export` writes them, and so does Small, as PyTorch
+writes it. Weights are random.
 
 All sides are timed in turn in one process with the same cores and settings of malloc (`benchmarks.teacher`), without
 compilation. Memory is measured in a process of its own for each network, above weights and inputs (CPU only). A
@@ -37,10 +38,11 @@ if not __package__:  # run as a file: its folder holds data_prep.py, which would
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import teacher
-from benchmarks.student import VIEWS, Size, profile, profile_table, student
+from benchmarks.student import VIEWS, Size, exported_call, profile, profile_table, student
 
 WITH_TORCH = "small"  # the teacher that also runs in PyTorch and onnxruntime
-NEEDED = {"torch": ("torch", "transformers"), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+# Packages; onnxscript is what PyTorch's export of the teacher needs.
+NEEDED = {"torch": ("torch", "transformers"), "onnx": ("onnx", "onnxruntime"), "both": ("onnxscript",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,8 @@ def _peak(side: Side, size: Size, args: argparse.Namespace) -> float:
         run, arguments = program(side, size)
         compiled = run.lower(*arguments).compile()
         return teacher.raised_peak(lambda: np.asarray(compiled(*arguments)))
+    if side.kind == "student":
+        return teacher.raised_peak(exported_call(side.name, size, args.threads))
     model = teacher.reference_model(side.name)
     only = argparse.Namespace(threads=args.threads, compile=False, onnx=side.way == "onnxruntime")
     return teacher.raised_peak(other_calls(model, side.dtype, size, only)[side])
@@ -154,6 +158,8 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
             calls[side] = lambda run=compiled, given=arguments: jax.block_until_ready(run(*given))  # type: ignore[misc]
             if model is not None and name == WITH_TORCH:
                 calls |= other_calls(model, dtype, args.size, args)
+            if args.onnx and kind == "student" and dtype == "float32":
+                calls[dataclasses.replace(side, way="onnxruntime")] = exported_call(name, args.size, args.threads)
     seconds = teacher.time_sides({side.label: call for side, call in calls.items()}, args.repeats)
     rows = []
     for side, call in calls.items():
@@ -222,15 +228,15 @@ def check(args: argparse.Namespace) -> None:
     if args.profile:
         return
     with_torch = args.torch and WITH_TORCH in args.teachers
-    for flag in ("compile", "onnx"):
-        if getattr(args, flag) and not with_torch:
-            raise ConfigError(f"--{flag}: of teacher {WITH_TORCH}; put that in --teachers, without --no-torch")
+    if args.compile and not with_torch:
+        raise ConfigError(f"--compile: of teacher {WITH_TORCH}; put that in --teachers, without --no-torch")
     if args.onnx and "float32" not in args.dtype:
         raise ConfigError("--onnx: onnxruntime's processor kernels want float32; add it to --dtype")
-    needed = (*(NEEDED["torch"] if with_torch else ()), *(NEEDED["onnx"] if args.onnx else ()))
+    chosen = {"torch": with_torch, "onnx": args.onnx, "both": with_torch and args.onnx}
+    needed = [package for key, packages in NEEDED.items() if chosen[key] for package in packages]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        flag = "leave out --onnx" if set(missing) <= set(NEEDED["onnx"]) else "pass --no-torch"
+        flag = "pass --no-torch" if set(missing) & set(NEEDED["torch"]) else "leave out --onnx"
         raise ConfigError(f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}, or {flag}")
 
 
@@ -247,7 +253,7 @@ def run(args: argparse.Namespace) -> None:
     load = os.getloadavg()[0]
     result: dict[str, Any] = identity.run_identity({}, {})
     result = {key: result[key] for key in ("date", "commit", "versions", "hardware")}
-    for package in (*NEEDED["torch"], *NEEDED["onnx"]) if args.torch else ():
+    for package in (name for names in NEEDED.values() for name in names):
         if importlib.util.find_spec(package) is not None:
             result["versions"][package] = importlib.metadata.version(package)
     result["hardware"] |= {"threads": args.threads, "load_average_before": load}
@@ -289,7 +295,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="cores of all sides (default 2)")
     parser.add_argument("--no-torch", dest="torch", action="store_false", help="time this project only")
     parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
-    parser.add_argument("--onnx", action="store_true", help="time onnxruntime, too; float32")
+    parser.add_argument("--onnx", action="store_true", help="time onnxruntime, too, students and Small; float32")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the memory runs")
     parser.add_argument("--profile", nargs="+", default=[], metavar="ENCODER", help="time these students' pieces only")
     parser.add_argument("--out", metavar="FILE.json", help="write the numbers here, too")

@@ -36,6 +36,21 @@ def student(encoder: str, dtype: str, size: Size) -> tuple[Any, Any, tuple[Any, 
     return model, state.make_predict(model, build.read_fn(config)), (born.params, born.batch_stats, batch)
 
 
+def exported_call(encoder: str, size: Size, threads: int) -> Callable[[], np.ndarray]:
+    """onnxruntime on the export of `student`: a call that gives depth [1, 6, H, W] of the same images."""
+    import onnxruntime
+
+    from fsmde_jax.models.onnx_graph import student_graph
+
+    model, _, (params, batch_stats, batch) = student(encoder, "float32", size)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    graph = student_graph(model, params, batch_stats, size)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    given = {name: np.asarray(batch[name][0]) for name in ("images", "intrinsics")}
+    return lambda: session.run(None, given)[0][None]
+
+
 def pieces(
     model: Any, size: Size, arguments: tuple[Any, ...]
 ) -> tuple[dict[str, tuple[Any, tuple[Any, ...], float]], Any]:

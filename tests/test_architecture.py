@@ -13,7 +13,7 @@ LEVELS = [
     {"fsmde_jax.main", "fsmde_jax.experiment"},
     {"fsmde_jax.train", "fsmde_jax.predict"},
     {"fsmde_jax.evaluate", "fsmde_jax.teacher_cache"},
-    {"fsmde_jax.convert"},
+    {"fsmde_jax.convert", "fsmde_jax.export"},
     {"fsmde_jax.build"},
     {"fsmde_jax.build_teacher"},
     {"fsmde_jax.teacher"},

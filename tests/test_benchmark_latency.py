@@ -64,6 +64,21 @@ def test_rows_and_speedups(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_students_in_onnxruntime(tmp_path):
+    """As exported: the same depth, in the table and in the ratios."""
+    out = tmp_path / "result.json"
+    done = start("module", [*TINY, "--onnx", "--out", str(out)], ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(out.read_text())
+    here, exported, of_teacher = result["rows"]
+    assert exported["side"] == "resnet18, float32, onnxruntime" and exported["relative_error"] < 1e-4
+    assert exported["peak_memory_mb"] > 0 and "xla_temporary_mb" not in exported
+    ratios = result["speedups"]["tiny"]["times_faster"]
+    assert ratios[exported["side"]] == pytest.approx(of_teacher["median"] / exported["median"])
+    assert ratios[here["side"]] == pytest.approx(of_teacher["median"] / here["median"])
+    assert result["versions"]["onnxruntime"]
+
+
 def test_profile_runs_as_a_file(tmp_path):
     done = start("file", ["--profile", "resnet18", "--size", "64x96", "--repeats", "1", "--out", "p.json"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -149,7 +164,6 @@ def test_all_encoders_are_default():
         (["--repeats", "0"], "--repeats 0: expected at least 1"),
         (["--threads", "0"], "--threads 0: expected at least 1"),
         (["--compile", "--no-torch"], "--compile: of teacher small"),
-        (["--onnx", "--teachers", "base"], "--onnx: of teacher small"),
         (["--onnx", "--dtype", "bfloat16"], "--onnx: .* float32"),
     ],
 )
@@ -163,6 +177,10 @@ def test_packages_that_are_not_there(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in there else None)
     checked("--compile")
     with pytest.raises(ConfigError, match=r"not installed: onnx, onnxruntime, onnxscript; .* leave out --onnx"):
+        checked("--onnx")
+    there |= {"onnx", "onnxruntime"}
+    checked("--onnx", "--no-torch")
+    with pytest.raises(ConfigError, match=r"not installed: onnxscript; .* leave out --onnx"):
         checked("--onnx")
     there.clear()
     checked("--no-torch")

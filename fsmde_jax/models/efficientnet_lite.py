@@ -35,7 +35,7 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_TAP_STAGES = (0, 1, 2, 4, 6)  # the last stage at strides 2, 4, 8, 16, 32
+TAP_STAGES = (0, 1, 2, 4, 6)  # the last stage at strides 2, 4, 8, 16, 32
 _STEM, _HEAD = 32, 1280  # not scaled in the Lite family
 
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -214,7 +214,7 @@ class EfficientNetLite(nn.Module):
     def channels(self) -> tuple[int, ...]:
         """Channels of the taps at strides 2, 4, 8, 16, 32."""
         stages = stage_specs(self.variant)
-        return tuple(stages[i][-1].features for i in _TAP_STAGES)
+        return tuple(stages[i][-1].features for i in TAP_STAGES)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Any:
@@ -238,7 +238,7 @@ class EfficientNetLite(nn.Module):
                     x, train=train, mask=mask
                 )
                 index += 1
-            if i in _TAP_STAGES:
+            if i in TAP_STAGES:
                 taps.append(x)
         if not self.num_classes:
             return tuple(taps)
