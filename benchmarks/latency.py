@@ -98,6 +98,7 @@ def onnx_call(model: Any, array: np.ndarray, threads: int) -> Callable[[], np.nd
     x = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else it takes time from the next side
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "teacher.onnx")
         torch.onnx.export(Output().eval(), (torch.from_numpy(x),), path, dynamo=True, verbose=False)

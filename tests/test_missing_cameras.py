@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import missing_cameras
 from configs import base
 from fsmde_jax import build, evaluate, trivial
 from fsmde_jax.data import augment, pipeline, transforms
@@ -16,8 +18,10 @@ from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError
 from fsmde_jax.eval_data import split_cameras
 from fsmde_jax.evaluate import EvalOptions
+from fsmde_jax.models import student as student_model
 from fsmde_jax.state import make_predict
 from tests import eval_rigs, rooms, sample_factory
+from tests.test_distillation import ToyEncoder
 
 SIZE = (32, 64)
 NAMES = sample_factory.RING_NAMES[6]
@@ -252,3 +256,34 @@ def test_unknown_names_and_dropping_all_are_refused(records):
     with pytest.raises(ConfigError, match=r"drops every camera; leave at least one of FRONT, FRONT_LEFT"):
         evaluate.evaluate(trivial.constant_predictor(5.0), records, EvalOptions(SIZE, drop_cameras=tuple(NAMES)))
     assert split_cameras(["A", "B", "C"], ["C", "A", "C"]) == (["B"], [1], [0, 2])
+
+
+# --- what they cost -------------------------------------------------------------------------------------------------
+
+
+def test_gaps_and_their_costs_by_hand():
+    gaps = missing_cameras.hidden_sets(NAMES)
+    assert [len(sets) for sets in gaps.values()] == [6, 2, 6]
+    assert gaps["every second"] == [tuple(NAMES[0::2]), tuple(NAMES[1::2])] and all(
+        len(s) == 5 for s in gaps["all but one"]
+    )
+    found = missing_cameras.costs({"a": 1.0, "b": 2.0, "c": 4.0}, [{"a": 1.5, "b": 2.5}, {"c": 5.0}])
+    assert found == {"with the gap": 3.5, "complete": 2.75, "change_percent": pytest.approx(100 * (3.5 / 2.75 - 1))}
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(student_model, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
+    monkeypatch.setattr(missing_cameras, "STUDENTS", {"alone": (0, 0.0), "cross-view": (1, 0.3)})
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(2)]
+    records = str(sample_factory.write_folder(tmp_path / "rooms", samples))
+    out = tmp_path / "out"
+    flags = ["--train_records", records, "--eval_records", records, "--steps", "2", "--image_size", "32", "64"]
+    missing_cameras.main([*flags, "--out", str(out)])
+    rows = json.loads((out / "results.json").read_text())["students"]
+    assert list(rows) == list(missing_cameras.STUDENTS)
+    assert all(gap["change_percent"] == pytest.approx(0, abs=1e-3) for gap in rows["alone"]["gaps"].values())
+    assert set(rows["cross-view"]["gaps"]) == {"one of them", "every second", "all but one"}
+    text = (out / "results.md").read_text()
+    assert text.count("\n|") == 3 and text.strip() in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        missing_cameras.main([*flags, "--out", str(out)])
