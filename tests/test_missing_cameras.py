@@ -271,19 +271,25 @@ def test_gaps_and_their_costs_by_hand():
     assert found == {"with the gap": 3.5, "complete": 2.75, "change_percent": pytest.approx(100 * (3.5 / 2.75 - 1))}
 
 
-def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def quick_compile():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_the_benchmark_runs(quick_compile, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(student_model, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
-    monkeypatch.setattr(missing_cameras, "STUDENTS", {"alone": (0, 0.0), "cross-view": (1, 0.3)})
-    samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(2)]
+    monkeypatch.setattr(missing_cameras, "STUDENTS", {"cross-view": (1, 0.3)})
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(1)]
     records = str(sample_factory.write_folder(tmp_path / "rooms", samples))
     out = tmp_path / "out"
     flags = ["--train_records", records, "--eval_records", records, "--steps", "2", "--image_size", "32", "64"]
     missing_cameras.main([*flags, "--out", str(out)])
     rows = json.loads((out / "results.json").read_text())["students"]
     assert list(rows) == list(missing_cameras.STUDENTS)
-    assert all(gap["change_percent"] == pytest.approx(0, abs=1e-3) for gap in rows["alone"]["gaps"].values())
     assert set(rows["cross-view"]["gaps"]) == {"one of them", "every second", "all but one"}
     text = (out / "results.md").read_text()
-    assert text.count("\n|") == 3 and text.strip() in capsys.readouterr().out
+    assert text.count("\n|") == 2 and text.strip() in capsys.readouterr().out
     with pytest.raises(SystemExit):
         missing_cameras.main([*flags, "--out", str(out)])
