@@ -167,6 +167,8 @@ SWEEPS = {
         },
         ("bins_kd", "ckd", "ckd_vrkd"),
     ),
+    # What a cache costs or gives: rows with VRKD have the teacher in the step, ckd its maps from a cache.
+    "teacher_runs": Sweep("teacher runs", {"cache": {}, "step": {"teacher.cache": ""}}, ("ckd",)),
     # Shorter and longer trainings, each with as many evaluations to choose its best checkpoint from.
     "steps": Sweep(
         "training steps",
