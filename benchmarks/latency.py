@@ -122,7 +122,8 @@ def _peak(side: Side, size: Size, args: argparse.Namespace) -> float:
         compiled = run.lower(*arguments).compile()
         return teacher.raised_peak(lambda: np.asarray(compiled(*arguments)))
     if side.kind == "student":
-        return teacher.raised_peak(exported_call(side.name, size, args.threads))
+        model, _, arguments = student(side.name, side.dtype, size)
+        return teacher.raised_peak(exported_call(model, arguments, size, args.threads))
     model = teacher.reference_model(side.name)
     only = argparse.Namespace(threads=args.threads, compile=False, onnx=side.way == "onnxruntime")
     return teacher.raised_peak(other_calls(model, side.dtype, size, only)[side])
@@ -160,7 +161,8 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
             if model is not None and name == WITH_TORCH:
                 calls |= other_calls(model, dtype, args.size, args)
             if args.onnx and kind == "student" and dtype == "float32":
-                calls[dataclasses.replace(side, way="onnxruntime")] = exported_call(name, args.size, args.threads)
+                exported = exported_call(student(name, dtype, args.size)[0], arguments, args.size, args.threads)
+                calls[dataclasses.replace(side, way="onnxruntime")] = exported
     seconds = teacher.time_sides({side.label: call for side, call in calls.items()}, args.repeats)
     rows = []
     for side, call in calls.items():
@@ -234,8 +236,8 @@ def check(args: argparse.Namespace) -> None:
     if args.onnx and "float32" not in args.dtype:
         raise ConfigError("--onnx: onnxruntime's processor kernels want float32; add it to --dtype")
     chosen = {"torch": with_torch, "onnx": args.onnx, "both": with_torch and args.onnx}
-    needed = [package for key, packages in NEEDED.items() if chosen[key] for package in packages]
-    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    args.needed = [package for key, packages in NEEDED.items() if chosen[key] for package in packages]
+    missing = [package for package in args.needed if importlib.util.find_spec(package) is None]
     if missing:
         flag = "pass --no-torch" if set(missing) & set(NEEDED["torch"]) else "leave out --onnx"
         raise ConfigError(f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}, or {flag}")
@@ -249,14 +251,16 @@ def run(args: argparse.Namespace) -> None:
     from fsmde_jax.data.tfrecord import write_atomically
     from fsmde_jax.errors import ConfigError, DataError
 
-    if args.torch and not args.profile and WITH_TORCH in args.teachers and jax.default_backend() != "cpu":
-        raise ConfigError(f"PyTorch would run on the processor, JAX on {jax.default_backend()}: pass --no-torch")
+    if jax.default_backend() != "cpu" and not args.profile:
+        if args.torch and WITH_TORCH in args.teachers:
+            raise ConfigError(f"PyTorch would run on the processor, JAX on {jax.default_backend()}: pass --no-torch")
+        if args.onnx:
+            raise ConfigError(f"onnxruntime would run on the processor, JAX on {jax.default_backend()}: no --onnx")
     load = os.getloadavg()[0]
     result: dict[str, Any] = identity.run_identity({}, {})
     result = {key: result[key] for key in ("date", "commit", "versions", "hardware")}
-    for package in (name for names in NEEDED.values() for name in names):
-        if importlib.util.find_spec(package) is not None:
-            result["versions"][package] = importlib.metadata.version(package)
+    if not args.profile:
+        result["versions"] |= {package: importlib.metadata.version(package) for package in args.needed}
     result["hardware"] |= {"threads": args.threads, "load_average_before": load}
     result |= {"command": args.command, "views": VIEWS, "repeats": args.repeats}
     if args.profile:
@@ -272,7 +276,7 @@ def run(args: argparse.Namespace) -> None:
     device, cores = result["hardware"]["device"], result["hardware"]["cores"]
     print(f"{device}, {args.threads} of {cores} cores, jax {jax.__version__}, load average before {load:.1f}")
     for name, found in result.get("speedups", {}).items():
-        print(f"\nFastest {name}: {found['fastest']}, {found['median']:.3f} s")
+        print(f"\nFastest side of {name} that was run: {found['fastest']}, {found['median']:.3f} s")
         for side, ratio in found["times_faster"].items():
             print(f"  {side} is {ratio:.2f} times as fast")
     if args.out:

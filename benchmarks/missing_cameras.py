@@ -3,10 +3,12 @@
 Students whose cameras look at each other (`model.cross_view_blocks=1`) are trained on complete rigs and with camera
 dropout, beside one whose cameras do not, on rendered records; then cameras are hidden from the network: every single
 one, every second one, and all but one. What is measured is always the cameras that are left (protocol P1, metric),
-beside the same cameras of the complete rig. Records: those of `python -m fsmde_jax.experiment --suite ablation`.
+beside the same cameras of the complete rig; dense truth. One seed each. Records: those of
+`python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare`.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,10 @@ import ml_collections
 from configs import student_world
 from fsmde_jax import build, evaluate, identity
 from fsmde_jax.data.records import open_records
-from fsmde_jax.errors import ConfigError, exit_with_message
+from fsmde_jax.data.tfrecord import write_atomically
+from fsmde_jax.errors import ConfigError, DataError, exit_with_message
+from fsmde_jax.eval_data import check_records
+from fsmde_jax.eval_options import EvalOptions, options_from
 from fsmde_jax.state import make_predict
 from fsmde_jax.students import read_student
 from fsmde_jax.train import train
@@ -53,6 +58,11 @@ def config_of(args: argparse.Namespace, blocks: int, dropout: float) -> ml_colle
     return config
 
 
+def options_of(config: ml_collections.ConfigDict) -> EvalOptions:
+    """Against dense truth."""
+    return dataclasses.replace(options_from(config), ground_truth="dense")
+
+
 def trained(config: ml_collections.ConfigDict, workdir: Path) -> Callable[[tuple[str, ...]], dict[str, float]]:
     """Trains a student; what it returns measures it: hidden cameras -> {camera: metric} of those that are left."""
     train(config, workdir)
@@ -61,7 +71,7 @@ def trained(config: ml_collections.ConfigDict, workdir: Path) -> Callable[[tuple
     records = open_records(config.data.eval_records)
 
     def measure(hidden: tuple[str, ...]) -> dict[str, float]:
-        options = evaluate.EvalOptions(tuple(config.data.image_size), ground_truth="dense", drop_cameras=hidden)
+        options = dataclasses.replace(options_of(config), drop_cameras=hidden)
         found = evaluate.evaluate(lambda batch: predict(tree["params"], tree["batch_stats"], batch), records, options)
         return {name: metrics[METRIC] for name, metrics in found.table["metric"].items() if name != "all"}
 
@@ -99,18 +109,27 @@ def main(argv: list[str] | None = None) -> None:
     with exit_with_message():
         if args.out.exists():
             raise ConfigError(f"{args.out}: exists; delete it or choose another --out, so that nothing is resumed")
-        gaps = hidden_sets(open_records(args.eval_records).cameras)
+        records = open_records(args.eval_records)
+        if len(records.cameras) < 2:
+            raise ConfigError(f"--eval_records {args.eval_records}: one camera; expected at least 2, some to be hidden")
+        configs = {name: config_of(args, *options) for name, options in STUDENTS.items()}
+        check_records(records, options_of(next(iter(configs.values()))))
+        gaps = hidden_sets(records.cameras)
         results: dict[str, Any] = {}
-        for i, (name, (blocks, dropout)) in enumerate(STUDENTS.items()):
+        for i, (name, config) in enumerate(configs.items()):
             print(f"\n{name}", flush=True)
-            measure = trained(config_of(args, blocks, dropout), args.out / f"student_{i}")
+            measure = trained(config, args.out / f"student_{i}")
             complete = measure(())
             row = {kind: costs(complete, [measure(hidden) for hidden in sets]) for kind, sets in gaps.items()}
             results[name] = {"complete": complete, "gaps": row}
-        text = table(results)
-        content = {"metric": METRIC, "students": results, "identity": identity.run_identity({}, {})}
-        (args.out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (args.out / "results.md").write_text(text + "\n", encoding="utf-8")
+            text = table(results)
+            made_by = identity.run_identity(config.to_dict(), {"eval": records.fingerprint})
+            content = {"metric": METRIC, "students": results, "identity": made_by}
+            try:
+                write_atomically(args.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+                write_atomically(args.out / "results.md", (text + "\n").encode())
+            except OSError as error:
+                raise DataError(f"{args.out}: cannot write ({error.strerror}); free space") from error
         print(f"\n{text}\n\nwritten: {args.out}/results.json, results.md")
 
 

@@ -36,13 +36,13 @@ def student(encoder: str, dtype: str, size: Size) -> tuple[Any, Any, tuple[Any, 
     return model, state.make_predict(model, build.read_fn(config)), (born.params, born.batch_stats, batch)
 
 
-def exported_call(encoder: str, size: Size, threads: int) -> Callable[[], np.ndarray]:
-    """onnxruntime on the export of `student`: a call that gives depth [1, 6, H, W] of the same images."""
+def exported_call(model: Any, arguments: tuple[Any, ...], size: Size, threads: int) -> Callable[[], np.ndarray]:
+    """onnxruntime on the export of what `student` gives: a call that gives depth [1, 6, H, W] of the same images."""
     import onnxruntime
 
     from fsmde_jax.models.onnx_graph import student_graph
 
-    model, _, (params, batch_stats, batch) = student(encoder, "float32", size)
+    params, batch_stats, batch = arguments
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")  # else it takes time from the next side

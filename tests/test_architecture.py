@@ -106,6 +106,7 @@ def test_imports_go_downward(module):
             ),
         ),
         ("torch", ("fsmde_jax.weights",)),
+        ("onnx", ("fsmde_jax.models.onnx_graph",)),
         ("tensorflow", ()),
     ],
 )

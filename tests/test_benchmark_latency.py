@@ -188,6 +188,17 @@ def test_packages_that_are_not_there(monkeypatch):
         checked()
 
 
+def test_no_processor_beside_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for options, message in (
+        (["--onnx", "--no-torch"], "onnxruntime would run on the"),
+        ([], "PyTorch would run on the"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            latency.run(checked(*options))
+
+
 def test_an_error_is_one_line():
     done = start("module", ["--students", "resnet19", "--no-torch"], ROOT)
     assert done.returncode == 1 and done.stderr.startswith("error: --students: unknown name")

@@ -135,16 +135,18 @@ def test_what_has_no_graph_is_said(options, message):
 def test_the_shipped_student_exported(tmp_path, capsys):
     out = tmp_path / "deep" / "lite0.onnx"
     export.main(["--checkpoint", "lite0", "--out", str(out), "--image_size", "64x96"])
-    assert "64x96" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "views of 64x96" in text and "note: trained at 96x160" in text
     assert [path.name for path in out.parent.iterdir()] == ["lite0.onnx"]
     tree, meta, _ = read_student("lite0")
     fields = meta["identity"]["config"]["model"]
-    model = build_student(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+    model = build_student(**fields)
     compare(model, tree, str(out), 6)
     said = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
-    assert said["image_size"] == "64x96" and json.loads(said["depth_range_m"]) == [fields["min_depth"], 80.0]
+    assert json.loads(said["image_size"]) == [64, 96] and json.loads(said["trained_image_size"]) == [96, 160]
+    assert json.loads(said["depth_range_m"]) == [fields["min_depth"], fields["max_depth"]]
     assert json.loads(said["focal_range_px"]) == [focal * 96 / 640 for focal in fields["focal_range"]]
-    assert json.loads(said["identity"])["commit"] == meta["identity"]["commit"] and "step" in said["source"]
+    assert "step" in said["source"] and said["trained_dtype"] == "float32"
     with pytest.raises(ConfigError, match="exists already"):
         export.export_onnx("lite0", out)
 
@@ -153,7 +155,8 @@ def test_bad_flags_leave_nothing_behind(tmp_path, monkeypatch):
     for where, name, size, error, message in (
         ("lite0", "a.pt", "", ConfigError, "ends in .onnx"),
         ("lite0", "a.onnx", "big", ConfigError, "--image_size big: expected HEIGHTxWIDTH"),
-        ("lite0", "a.onnx", "60x96", ConfigError, "multiples of 32"),
+        ("lite0", "a.onnx", "60x96", ConfigError, "--image_size 60x96: .* multiples of 32"),
+        ("lite0", "a" * 300 + ".onnx", "", ConfigError, "cannot be used"),
         ("nobody", "a.onnx", "", DataError, "nobody: no student here"),
     ):
         with pytest.raises(error, match=message):
@@ -162,3 +165,29 @@ def test_bad_flags_leave_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="not installed: onnx"):
         export.export_onnx("lite0", tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teachers_run_is_refused_and_another_dtype_said(tmp_path, monkeypatch, capsys):
+    tree, meta, said = read_student("lite0")
+    config = meta["identity"]["config"]
+    as_bfloat16 = {**meta, "identity": {"config": {**config, "model": {**config["model"], "dtype": "bfloat16"}}}}
+    monkeypatch.setattr(export, "read_student", lambda where: (tree, as_bfloat16, said))
+    export.main(["--checkpoint", "x", "--out", str(tmp_path / "a.onnx")])
+    assert "trained in bfloat16; the file computes in float32" in capsys.readouterr().out
+    as_teacher = {**meta, "identity": {"config": {**config, "task": "teacher"}}}
+    monkeypatch.setattr(export, "read_student", lambda where: (tree, as_teacher, said))
+    with pytest.raises(ConfigError, match="trains a teacher"):
+        export.export_onnx("x", tmp_path / "b.onnx")
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        export.export_onnx("lite0", tmp_path / "file" / "a.onnx")
+
+
+def test_levels_of_one_channel_are_not_depthwise():
+    model = build_student(encoder="resnet18", **{**SMALL, "decoder_channels": (4, 1, 8, 1, 6)})
+    variables = perturbed(model)
+    graph = onnx_graph.student_graph(model, variables["params"], variables["batch_stats"], SIZE)
+    compare(model, variables, graph.SerializeToString(), 1)

@@ -286,10 +286,15 @@ def test_the_benchmark_runs(quick_compile, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     flags = ["--train_records", records, "--eval_records", records, "--steps", "2", "--image_size", "32", "64"]
     missing_cameras.main([*flags, "--out", str(out)])
-    rows = json.loads((out / "results.json").read_text())["students"]
-    assert list(rows) == list(missing_cameras.STUDENTS)
-    assert set(rows["cross-view"]["gaps"]) == {"one of them", "every second", "all but one"}
+    content = json.loads((out / "results.json").read_text())
+    model = content["identity"]["config"]["model"]
+    assert model["cross_view_blocks"] == 1 and content["identity"]["config"]["augment"]["camera_dropout"] == 0.3
+    row = content["students"]["cross-view"]
+    cameras = open_records(records).cameras
+    assert list(row["complete"]) == list(cameras) and set(row["gaps"]) == {"one of them", "every second", "all but one"}
+    assert all(gap["change_percent"] != 0 for gap in row["gaps"].values())  # the others see that one is missing
     text = (out / "results.md").read_text()
     assert text.count("\n|") == 2 and text.strip() in capsys.readouterr().out
     with pytest.raises(SystemExit):
         missing_cameras.main([*flags, "--out", str(out)])
+    assert "exists; delete it" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep import ddad
@@ -96,7 +97,7 @@ def adapted(words):
     return [sys.executable, *words]
 
 
-def test_commands_run_as_written(place):
+def test_commands_run_as_written(place, monkeypatch):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment.pop("FSMDE_REAL_DATA", None)
     ran = []
@@ -118,3 +119,12 @@ def test_commands_run_as_written(place):
     assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()
     assert "trivial" in (place / "runs/world/evaluation/world_val_surround.md").read_text()
     assert (place / "runs/world/evaluation/world_val_surround_dense.md").is_file()
+    snippet = re.search(r"```python\n(import onnxruntime\n.*?)```", README, re.S)[1]
+    height, width = 32, 64  # TINY's
+    given = {
+        "images": np.zeros((2, height, width, 3), np.uint8),
+        "intrinsics": np.tile(np.eye(3, dtype="f4"), (2, 1, 1)),
+    }
+    monkeypatch.chdir(place)
+    exec(snippet, given)
+    assert given["depth"].shape == (2, height, width)

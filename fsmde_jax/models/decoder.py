@@ -14,6 +14,7 @@ from fsmde_jax.models.convolution import convolve
 Dtype = Any
 Array = Any
 
+EPSILON = 1e-5  # of BatchNorm
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
@@ -38,7 +39,7 @@ class ConvNorm(nn.Module):
             self.features, (self.kernel, self.kernel), padding=self.kernel // 2, use_bias=False, dtype=self.dtype,
             kernel_init=_KERNEL_INIT, conv_general_dilated=convolve, name="conv",
         )(x)  # fmt: skip
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")(
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(
             x, mask=mask
         )
         return nn.relu(x) if self.relu else x

@@ -38,6 +38,7 @@ _STAGES = (
 TAP_STAGES = (0, 1, 2, 4, 6)  # the last stage at strides 2, 4, 8, 16, 32
 _STEM, _HEAD = 32, 1280  # not scaled in the Lite family
 
+EPSILON = 1e-3  # of BatchNorm
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -172,7 +173,7 @@ def _conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str) -> n
 
 def _norm(train: bool, dtype: Dtype, name: str) -> nn.BatchNorm:
     # 0.9 rather than the 0.99 of the ImageNet training: depth training is far shorter.
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-3, dtype=dtype, name=name)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype, name=name)
 
 
 class InvertedResidual(nn.Module):

@@ -1,7 +1,8 @@
 """The student as an ONNX graph: images and intrinsics in, metric depth out.
 
 Written node by node, not traced: channels first, every BatchNorm folded into the convolution before it, and activations
-as single nodes, which onnxruntime fuses. A graph traced from JAX is channels last and full of transposes.
+as single nodes, which onnxruntime fuses. A graph traced from JAX is channels last and full of transposes. Checked on
+processors; on a GPU onnxruntime may round the head's products to TF32 unless told not to (its option `use_tf32=0`).
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fsmde_jax.errors import ConfigError
-from fsmde_jax.models import efficientnet_lite, resnet
+from fsmde_jax.models import decoder, efficientnet_lite, resnet
 from fsmde_jax.models.depth_bins import FOCAL_WIDTH, canonical_range
 from fsmde_jax.models.student import ENCODER_SCOPE, IMAGE_MEAN, IMAGE_STD, STRIDE, Student
 
@@ -41,18 +42,25 @@ class Graph:
         self.constants.append(self._onnx.numpy_helper.from_array(array.reshape(np.shape(value)), name))
         return name
 
-    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output."""
-        name = f"{kind}_{len(self.nodes)}"
+    def node(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Adds a node with one output, called `name`, or after its kind."""
+        name = name or f"{kind}_{len(self.nodes)}"
         self.nodes.append(self._onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def convolution(
-        self, x: str, kernel: Any, bias: Any = None, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0)
+        self,
+        x: str,
+        kernel: Any,
+        bias: Any = None,
+        stride: int = 1,
+        padding: Sequence[int] = (0, 0, 0, 0),
+        *,
+        depthwise: bool = False,
     ) -> str:
-        """Convolves with a kernel [k, k, in, out], or [k, k, 1, out] if depthwise; padding top, left, bottom, right."""
+        """Convolves with a kernel [k, k, in, out], [k, k, 1, out] if depthwise; padding top, left, bottom, right."""
         kernel = np.asarray(kernel, np.float64)
-        groups = kernel.shape[3] if kernel.shape[2] == 1 else 1
+        groups = kernel.shape[3] if depthwise else 1
         weights = [kernel.transpose(3, 2, 0, 1)] + ([] if bias is None else [np.asarray(bias, np.float64)])
         inputs = (x, *(self.constant(weight) for weight in weights))
         return self.node("Conv", *inputs, strides=[stride, stride], pads=list(padding), group=groups)
@@ -95,23 +103,22 @@ class _Part:
 def _efficientnet(g: Graph, x: str, variant: str, part: _Part, size: Size) -> list[str]:
     """Taps at strides 2, 4, 8, 16, 32."""
 
-    def conv(x: str, of: _Part, name: str, norm: str, kernel: int = 1, stride: int = 1) -> str:
-        edges = [efficientnet_lite.same_padding(length, kernel, stride) for length in here]
+    def spatial(x: str, here: Size, of: _Part, name: str, norm: str, stride: int, depthwise: bool) -> tuple[str, Size]:
+        kernel, bias = of.folded(name, norm)
+        edges = [efficientnet_lite.same_padding(length, kernel.shape[0], stride) for length in here]
         padding = [before for before, _ in edges] + [after for _, after in edges]
-        return g.convolution(x, *of.folded(name, norm), stride, padding)
+        x = g.relu6(g.convolution(x, kernel, bias, stride, padding, depthwise=depthwise))
+        return x, (math.ceil(here[0] / stride), math.ceil(here[1] / stride))
 
-    here = size
-    x = g.relu6(conv(x, part, "conv_stem", "bn0", 3, 2))
-    here = (here[0] // 2, here[1] // 2)
+    x, here = spatial(x, size, part, "conv_stem", "bn0", 2, False)
     taps, index, channels = [], 0, 0
     for i, stage in enumerate(efficientnet_lite.stage_specs(variant)):
         for spec in stage:
             block, y = part[f"blocks_{index}"], x
             if spec.expansion != 1:
-                y = g.relu6(conv(y, block, "expand_conv", "bn0"))
-            y = g.relu6(conv(y, block, "depthwise_conv", "bn1", spec.kernel, spec.stride))
-            here = (math.ceil(here[0] / spec.stride), math.ceil(here[1] / spec.stride))
-            y = conv(y, block, "project_conv", "bn2")
+                y = g.relu6(g.convolution(y, *block.folded("expand_conv", "bn0")))
+            y, here = spatial(y, here, block, "depthwise_conv", "bn1", spec.stride, True)
+            y = g.convolution(y, *block.folded("project_conv", "bn2"))
             x = g.node("Add", x, y) if spec.stride == 1 and channels == spec.features else y
             index, channels = index + 1, spec.features
         if i in efficientnet_lite.TAP_STAGES:
@@ -159,7 +166,7 @@ def _decoder(g: Graph, taps: Sequence[str], part: _Part) -> list[str]:
 
 
 def _centers(g: Graph, deepest: str, intrinsics: str, model: Student, params: Params, width: int) -> str:
-    """Metric bin centers [M, K], nearest first."""
+    """Metric bin centers [M, K], nearest first, from features `deepest` [M, C, h, w] and `intrinsics` [M, 3, 3]."""
     k = model.num_bins
     lo, hi = canonical_range(model.min_depth, model.max_depth, model.focal_canonical, model.focal_range)
     linear = model.bins in ("linear", "uniform")
@@ -189,7 +196,7 @@ def student_graph(model: Student, params: Params, batch_stats: Params, size: Siz
     float32 [views, H, W], metres, never clipped.
 
     Args:
-      model: in float32, without attention between views.
+      model: without attention between views; its dtype is not looked at, the graph is float32.
       params, batch_stats: of the student; what else a training needs is not looked at.
       size: H and W, multiples of 32.
 
@@ -214,9 +221,10 @@ def student_graph(model: Student, params: Params, batch_stats: Params, size: Siz
     x = g.node("Mul", x, g.constant(scale[:, None, None]))
     x = g.node("Add", x, g.constant(shift[:, None, None]))
     residual = model.encoder in resnet.VARIANTS
-    encoder = _Part(params[ENCODER_SCOPE], batch_stats[ENCODER_SCOPE], 1e-5 if residual else 1e-3)
+    epsilon = resnet.EPSILON if residual else efficientnet_lite.EPSILON
+    encoder = _Part(params[ENCODER_SCOPE], batch_stats[ENCODER_SCOPE], epsilon)
     taps = _resnet(g, x, model.encoder, encoder) if residual else _efficientnet(g, x, model.encoder, encoder, size)
-    levels = _decoder(g, taps, _Part(params["decoder"], batch_stats["decoder"], 1e-5))
+    levels = _decoder(g, taps, _Part(params["decoder"], batch_stats["decoder"], decoder.EPSILON))
     centers = _centers(g, levels[-1], "intrinsics", model, params["depth_bins"], width)
     kernel = params["depth_bins"]["logits"]["kernel"]
     features = g.node("Transpose", levels[0], perm=[0, 2, 3, 1])
@@ -228,9 +236,7 @@ def student_graph(model: Student, params: Params, batch_stats: Params, size: Siz
     depth = g.node("MatMul", p, values)
     depth = g.node("Exp", depth) if model.expectation == "log" else depth
     depth = g.node("Reshape", depth, g.constant(np.array([-1, 1, height // 2, width // 2])))
-    depth = g.node("Squeeze", g.scaled(depth, 2, "linear"), g.constant(np.array([1])))
-    g.node("Identity", depth)
-    g.nodes[-1].output[0] = "depth"
+    g.node("Squeeze", g.scaled(depth, 2, "linear"), g.constant(np.array([1])), name="depth")
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         g.nodes,

@@ -21,6 +21,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
     "resnet50": ((3, 4, 6, 3), True),
 }
 
+EPSILON = 1e-5  # of BatchNorm
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_, fan_out
 
 
@@ -34,7 +35,7 @@ def _conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str) -> n
 
 def _norm(train: bool, dtype: Dtype, name: str) -> nn.BatchNorm:
     # torch momentum 0.1 is 0.9 here. The running variance is the biased one (torch stores n / (n - 1) of it).
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype, name=name)
 
 
 class BasicBlock(nn.Module):
