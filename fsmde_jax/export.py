@@ -6,8 +6,8 @@
 Inputs `images` uint8 [views, H, W, 3], RGB, and `intrinsics` float32 [views, 3, 3], pixels at H x W (resize a picture
 and its intrinsics together: the focal length fx sets the metric scale). Output `depth` float32 [views, H, W], metres.
 Normalisation is inside, teacher and optimiser are not; the numbers are float32 whatever the student was trained in.
-What it is, its depth range and the focal lengths that it serves are in the file's metadata, too. Needs onnx:
-pip install "fsmde-jax[export]". Without a graph: model.cross_view_blocks, bins=attractor, probabilities=log_binomial.
+What it is, its depth range and the focal lengths that it serves are in the file's metadata, too. Needs onnx
+(pip install onnx). Without a graph: model.cross_view_blocks, bins=attractor, probabilities=log_binomial.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def export_onnx(where: str, out: str | Path, image_size: str = "") -> dict[str, 
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be used ({error.strerror})") from error
     if importlib.util.find_spec("onnx") is None:
-        raise ConfigError('not installed: onnx; pip install "fsmde-jax[export]"')
+        raise ConfigError("not installed: onnx; pip install onnx")
     wanted = _size(image_size) if image_size else None
     tree, meta, _ = read_student(where)
     config = meta["identity"]["config"]
