@@ -47,11 +47,14 @@ lint: setup-dev
 types: setup-dev
 	$(RUN) -m mypy
 
+# Two workers, a file each at a time, in the order of tests/conftest.py.
+TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint types
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(RUN) -m pytest $(TOGETHER) -m "not slow"
 
 test-all: lint types
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest $(TOGETHER)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

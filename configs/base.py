@@ -73,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.distill.w_ckd = 0.0  # of cross-interaction distillation, w_prob L_prob + w_cross L_cross
     c.distill.w_prob = 1.0  # bin probabilities, every pixel
     c.distill.w_cross = 1.0  # teacher's probabilities x student's centers against the labels; 0 = bins KD
-    c.distill.bins = "soft_assign"  # soft_assign | aligned | learned | two_hot (metric teachers): its distribution
+    c.distill.bins = "aligned"  # aligned | soft_assign | learned | two_hot (metric teachers): its distribution
     c.distill.tau = 1.0  # temperature of L_prob
     c.distill.tau_bin = 0.0  # of soft_assign, in units of its range, 0 = 1 / num_bins; of aligned, in bins, 0 = 1
     c.distill.w_vr = 0.0  # of view-relational distillation

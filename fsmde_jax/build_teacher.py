@@ -55,14 +55,16 @@ def check_distillation(flat: dict[str, Any]) -> None:
         raise ConfigError("distill.center = 'view': relation gram has one descriptor of a view, take 'rig' or 'none'")
     if flat["distill.baseline"]:
         baselines.baseline(flat["distill.baseline"], key="distill.baseline")
-    if not _in_use({key.removeprefix("distill."): flat[key] for key in flat if key.startswith("distill.")}):
+    d = {key.removeprefix("distill."): flat[key] for key in flat if key.startswith("distill.")}
+    if not _in_use(d):
         return
     if flat["distill.w_ckd"] and flat["distill.w_cross"] and flat["model.bins"] in ("uniform", "sid"):
         raise ConfigError(
             f"distill.w_cross = {flat['distill.w_cross']}: teaches bin centers, but those of model.bins ="
             f" {flat['model.bins']!r} are fixed; set it to 0, or take log, linear or attractor"
         )
-    if flat["distill.bins"] == "aligned" and flat["model.bins"] not in ("log", "sid", "attractor"):
+    even_in_log = flat["model.bins"] in ("log", "sid", "attractor")
+    if flat["distill.bins"] == "aligned" and needs(_weights(d)).logits and not even_in_log:
         raise ConfigError(
             f"distill.bins = 'aligned' spaces its bins evenly in log-depth, but those of model.bins ="
             f" {flat['model.bins']!r} are even in depth; take log, or distill.bins = 'soft_assign'"
@@ -87,6 +89,12 @@ def _in_use(d: Mapping[str, Any]) -> bool:
     baseline = d["w_baseline"] if d["baseline"] else 0
     ckd = d["w_ckd"] if d["w_prob"] or d["w_cross"] else 0
     return any((ckd, d["w_vr"], baseline))
+
+
+def _weights(d: Mapping[str, Any]) -> DistillWeights:
+    """The section `distill` as weights and variants of the terms."""
+    fields = {f.name for f in dataclasses.fields(DistillWeights)}
+    return DistillWeights(**{**{key: d[key] for key in d if key in fields}, "tokens": tuple(d["tokens"])})
 
 
 def labels(config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -160,14 +168,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
             f"teacher.longer_side = {t.longer_side}: {t.weights!r} needs at least {patch} pixels, or 0 for its own size"
         )
     size = teacher_size(image_size, t.longer_side or teacher.card.longer_side or LONGER_SIDE, patch)
-    fields = {f.name for f in dataclasses.fields(DistillWeights)}
-    weights = DistillWeights(
-        **{
-            **{k: v for k, v in d.items() if k in fields},
-            "tokens": tuple(d.tokens),
-            "expectation": config.model.expectation,
-        }
-    )
+    weights = dataclasses.replace(_weights(d), expectation=config.model.expectation)
     need = needs(weights)
     method = baselines.baseline(d.baseline) if d.baseline and d.w_baseline else None
     if weights.w_vr:

@@ -63,13 +63,13 @@ def model_of(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> None:
     """Raises `ConfigError` showing every difference that forbids using checkpoint `where` with `config`."""
-    keys = _FIXED_KEYS + _FIXED_BY_TASK[config.get("task", "student")]
     # Runs of older versions do not say these: they trained students, without a teacher.
     alone = {**config.get("distill", {}), "w_ckd": 0.0, "w_vr": 0.0, "baseline": ""}
     saved, config = ({"task": "student", "distill": alone, **c, "model": model_of(c)} for c in (saved, config))
-    found = [d for key in keys for d in differences(_select(saved, key), _select(config, key), key)]
-    if found:
-        lines = "\n  ".join(found)
+    taught = any(c["distill"].get(key) for c in (saved, config) for key in ("w_ckd", "w_vr", "baseline"))
+    keys = [key for key in _FIXED_KEYS + _FIXED_BY_TASK[config["task"]] if taught or key != "distill"]
+    lines = "\n  ".join(d for key in keys for d in differences(_select(saved, key), _select(config, key), key))
+    if lines:
         raise ConfigError(
             f"{where} was made with another config:\n  {lines}\n"
             "Undo the change, or choose a new --workdir (with --init_from to start from these parameters)."

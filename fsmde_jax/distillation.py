@@ -150,7 +150,8 @@ class Distillation:
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], maps: TeacherMaps, learned: Array | None
     ) -> Signal:
         head_size, count = outputs["bin_logits"].shape[2:4], outputs["bin_logits"].shape[-1]
-        kind = self.bins if self.bins in teacher_signal.KINDS else "soft_assign"
+        made_here = self.bins in teacher_signal.KINDS and needs(self.weights).logits
+        kind = self.bins if made_here else "soft_assign"  # which without a reader only says what views are flat
         logits, _, mask = teacher_signal.teacher_distribution(
             maps, batch["ego_mask"], kind=kind, head_size=head_size, num_bins=count, tau_bin=self.tau_bin,
             centers=outputs["bin_centers"] if kind == "two_hot" else None,

@@ -14,6 +14,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # test modules and the comman
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 
+# Files that take minutes, longest first: they start first, so that no worker is left alone with one at the end.
+LONG = (
+    "test_readme.py", "test_train.py", "test_distillation.py", "test_world_geometry.py", "test_train_teacher.py",
+    "test_real_frames.py", "test_benchmark_latency.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

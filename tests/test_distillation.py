@@ -72,7 +72,10 @@ def make_config(records, **changes):
     c.data.image_size, c.data.batch_size = SIZE, 1
     c.model.decoder_channels, c.model.num_bins, c.model.focal_range = (4, 4, 8, 8, 8), 8, (100.0, 900.0)
     c.teacher.weights, c.teacher.longer_side, c.teacher.dtype = "toy", 56, "float32"
-    c.distill.tokens = (2, 4)
+    c.distill.tokens, c.distill.bins = (
+        (2, 4),
+        "soft_assign",
+    )  # the toy's map falls with inverse depth: alignment leaves it out
     c.optim.lr, c.train.steps, c.train.log_every, c.train.checkpoint_every = 1e-3, 2, 1, 1
     c.train.eval_every = c.train.picture_every = c.eval.num_pictures = 0
     c.update_from_flattened_dict(changes)
@@ -173,7 +176,13 @@ def test_every_baseline_teaches_the_student(records, name):
     [
         {"distill.relation": "gram", "distill.center": "none"},
         {"distill.relation": "bins"},
-        {"distill.intra": True, "distill.center": "view", "distill.tap": 1},
+        {
+            "distill.intra": True,
+            "distill.center": "view",
+            "distill.tap": 1,
+            "distill.bins": "aligned",
+            "model.bins": "linear",
+        },
     ],
 )
 def test_variants_of_relations_have_gradients(records, changes):
@@ -349,6 +358,8 @@ def test_wrong_keys_are_refused_before_any_work(records, capsys):
     for message, changes in cases.items():
         with pytest.raises(ConfigError, match=message):
             build.check(make_config(records, **changes))
+    no_bins = {"distill.bins": "aligned", "distill.w_vr": 1.0, "model.bins": "linear"}  # relations of tokens alone
+    build.check(make_config(records, **no_bins))
     with pytest.raises(ConfigError, match=r"(?s)teacher.weights is empty.*tiny.*--config.distill.w_ckd=0"):
         Job(make_config(records, **ALL, **{"teacher.weights": ""}))
     for relation in ("tokens", "bins"):

@@ -91,7 +91,9 @@ def adapted(words):
         words += PREPARE
     if module == "fsmde_jax.main":
         keep = "lite0" in words and "evaluate" not in words  # the shipped parameters fit their own network alone
-        words += [flag for flag in TINY if not (keep and ".model." in flag)]
+        world = "configs/world.py" in words  # its teacher ships; the others' stands for weights that a user fetches
+        left_out = [".model."] * keep + [".teacher.weights"] * world
+        words += [flag for flag in TINY if not any(name in flag for name in left_out)]
     if module == "fsmde_jax.predict":
         words += ["--size", "28"]
     return [sys.executable, *words]

@@ -145,7 +145,8 @@ def test_only_a_relative_teachers_map_has_a_shift_to_fit(records, file):
 
 def test_distillation_from_a_student_in_the_step_and_from_its_cache(records, file, tmp_path):
     taught = {"teacher.weights": str(file), "teacher.longer_side": 0, "distill.w_ckd": 1.0, "distill.w_vr": 0.1,
-              "train.log_every": 1, "augment.scale": (1.0, 1.0), "distill.tokens": (2, 4)}  # fmt: skip
+              "train.log_every": 1, "augment.scale": (1.0, 1.0), "distill.tokens": (2, 4),
+              "distill.bins": "aligned"}  # fmt: skip
     train(make_config(records, **taught), tmp_path / "live")
     cache = tmp_path / "cache"
     teacher_cache.main(

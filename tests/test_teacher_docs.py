@@ -19,6 +19,7 @@ TINY = [
 ]  # fmt: skip
 STUDENT = [
     *TINY, "--config.data.image_size=(32,64)", "--config.teacher.longer_side=64",
+    "--config.distill.tokens=(2,4)",
     "--config.data.train_records=records/teacher_world_train", "--config.data.eval_records=records/teacher_world_val",
 ]  # fmt: skip
 

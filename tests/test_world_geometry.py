@@ -18,12 +18,19 @@ SIZE = (128, 224)
 
 
 @pytest.fixture(scope="module")
-def samples():
-    """Three scenes on the nuScenes rig; cameras expose at the LiDAR's moment, so that what moves stands still."""
+def rig():
+    """The nuScenes rig; its cameras expose at the LiDAR's moment, so that what moves stands still."""
     rig = rigs.scaled(rigs.read_rig("nuscenes"), size=SIZE)
     cameras = {name: dataclasses.replace(camera, delay=0.0) for name, camera in rig.cameras.items()}
-    stream = batches.batches(dataclasses.replace(rig, cameras=cameras), batch_size=1, seed=3, split="test")
-    return [jax.device_get(next(stream)) for _ in range(3)]
+    return dataclasses.replace(rig, cameras=cameras)
+
+
+@pytest.fixture(scope="module")
+def samples(rig):
+    """Three scenes, each a batch of one; rendered two by two, as every stream here, so that all are compiled once."""
+    stream = batches.batches(rig, batch_size=2, seed=3, split="test")
+    pairs = [jax.device_get(next(stream)) for _ in range(2)]
+    return [{name: value[i : i + 1] for name, value in pair.items()} for pair in pairs for i in range(2)][:3]
 
 
 def interpolated(depth: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,18 +118,15 @@ def test_labels_are_as_sparse_as_real_ones_and_images_are_pictures(samples):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """A rig that renders in no time, and the second batch of a stream."""
-    rig = rigs.scaled(rigs.read_rig("nuscenes"), size=(32, 64))
-    small = dataclasses.replace(rig, lidar=dataclasses.replace(rig.lidar, columns=90))
-    stream = batches.batches(small, batch_size=2, seed=3, frames_per_scene=2)
+def second(rig):
+    """The second batch of a stream."""
+    stream = batches.batches(rig, batch_size=2, seed=3, frames_per_scene=2)
     next(stream)
-    return small, jax.device_get(next(stream))
+    return jax.device_get(next(stream))
 
 
-def test_a_stream_can_go_on_anywhere(tiny):
-    small, second = tiny
-    again = jax.device_get(next(batches.batches(small, batch_size=2, seed=3, frames_per_scene=2, start=2)))
+def test_a_stream_can_go_on_anywhere(rig, second):
+    again = jax.device_get(next(batches.batches(rig, batch_size=2, seed=3, frames_per_scene=2, start=2)))
     for name, value in second.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
     np.testing.assert_array_equal(again["record_index"], [2, 3])
@@ -131,11 +135,11 @@ def test_a_stream_can_go_on_anywhere(tiny):
     assert not np.array_equal(again["images"][0], again["images"][1])
 
 
-def test_the_train_step_takes_rendered_batches(tiny):
-    batch = {name: value for name, value in tiny[1].items() if name != "record_index"}
+def test_the_train_step_takes_rendered_batches(second):
+    batch = {name: value for name, value in second.items() if name != "record_index"}
     student = registry.build_student(encoder="efficientnet_lite0", decoder_channels=(8, 8, 8, 8, 8), num_bins=8)
     optimizer = optax.sgd(1e-3)
-    state = init_state(student, optimizer, 0, 6, (32, 64), sharding.make_mesh())
+    state = init_state(student, optimizer, 0, 6, SIZE, sharding.make_mesh())
     options = {"min_depth": 0.1, "max_depth": 80.0, "silog_lambda": 0.85, "chamfer_weight": 0.1}
 
     def loss(outputs, batch, params, teacher):
@@ -144,12 +148,14 @@ def test_the_train_step_takes_rendered_batches(tiny):
     _, metrics = make_train_step(student, optimizer, lambda step: 1e-3, loss)(state, batch)
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]) and metrics["grad_norm"] > 0
     labels = (batch["depth"] > 0.1) & (batch["depth"] < 80.0) & batch["ego_mask"]
-    assert metrics["valid_pixels"] == labels.sum() > 500
+    assert metrics["valid_pixels"] == labels.sum() > 10_000
 
 
 @pytest.mark.slow
-def test_scenes_rendered_together_as_on_accelerators_equal_those_rendered_one_by_one(tiny, monkeypatch):
-    small, second = tiny
+def test_scenes_rendered_together_as_on_accelerators_equal_those_rendered_one_by_one(monkeypatch):
+    rig = rigs.scaled(rigs.read_rig("nuscenes"), size=(32, 64))
+    small = dataclasses.replace(rig, lidar=dataclasses.replace(rig.lidar, columns=90))
+    second = jax.device_get(next(batches.batches(small, batch_size=2, seed=3, frames_per_scene=2, start=2)))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # takes the vmapped path, compiled for this CPU
     together = jax.device_get(next(batches.batches(small, batch_size=2, seed=3, frames_per_scene=2, start=2)))
     for name in ("depth", "dense_depth"):

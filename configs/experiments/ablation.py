@@ -101,6 +101,7 @@ SHARED: dict[str, Any] = {
     "distill.w_ckd": 0.0,
     "distill.w_vr": 0.0,
     "distill.baseline": "",
+    "distill.bins": "soft_assign",  # the default when the first rows were run; rows with a teacher say which
 }
 
 # The teacher of every row that has one: a student in this package that has seen 700 scenes of another world. It passes
