@@ -2,19 +2,19 @@
 
     python -m benchmarks.latency                                   # all students, Small here and in PyTorch, float32
     python -m benchmarks.latency --students resnet18 --teachers small base --compile --onnx --out latency.json
-    python -m benchmarks.latency --dtype bfloat16 --no-torch       # on an accelerator
+    python -m benchmarks.latency --dtype bfloat16 --rigs 16        # on a GPU: so many rigs at once
     python -m benchmarks.latency --profile resnet18                # where a student's time goes, instead
 
-A rig is six views. Students are those of configs/base.py, from uint8 images to metres at input resolution. Teachers are
-Depth Anything V2 on the largest size of that shape whose sides are multiples of 14 (350x630 for 352x640); they get
-normalised images and are spared the resizing. Small also runs in PyTorch, eager and with --compile, from the same
-weights. With --onnx students run in onnxruntime, too, as `fsmde_jax.export` writes them, and so does Small, as PyTorch
-writes it. Weights are random.
+A rig is six views; a call takes --rigs of them. Students are those of configs/base.py, from uint8 images to metres at
+input resolution. Teachers are Depth Anything V2 on the largest size of that shape whose sides are multiples of 14
+(350x630 for 352x640); they get normalised images and are spared the resizing. Small also runs in PyTorch, eager and
+with --compile, from the same weights. With --onnx students run in onnxruntime, too, as `fsmde_jax.export` writes them,
+and so does Small, as PyTorch writes it. Weights are random.
 
 All sides are timed in turn in one process with the same cores and settings of malloc (`benchmarks.teacher`), without
-compilation. Memory is measured in a process of its own for each network, above weights and inputs (CPU only). A
-multiplication and an addition are two FLOPs, as XLA counts them before compilation; products with padding are not
-counted. The last lines divide the time of a teacher's fastest side by each student's.
+compilation; on a GPU PyTorch runs there, too. Memory is measured in a process of its own for each network, above
+weights and inputs (CPU only). A multiplication and an addition are two FLOPs, as XLA counts them before compilation;
+products with padding are not counted. The last lines divide the time of a teacher's fastest side by each student's.
 """
 
 import argparse
@@ -69,11 +69,11 @@ def teacher_shape(size: Size, views: int = VIEWS) -> str:
 
 
 def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any, ...]]:
-    """The jitted function of a side of this project and its arguments; fewer views for teachers only."""
+    """The jitted function of a side of this project and its arguments; students take whole rigs."""
     import jax
 
     if side.kind == "student":
-        _, run, arguments = student(side.name, side.dtype, size)
+        _, run, arguments = student(side.name, side.dtype, size, views // VIEWS)
     else:
         run = teacher.port(side.name, side.dtype)
         arguments = (teacher.random_parameters(side.name), jax.device_put(teacher.images(teacher_shape(size, views))))
@@ -109,7 +109,7 @@ def onnx_call(model: Any, array: np.ndarray, threads: int) -> Callable[[], np.nd
 
 def other_calls(model: Any, dtype: str, size: Size, args: argparse.Namespace) -> dict[Side, Callable[[], Any]]:
     """Calls of Small's sides outside this project, with the weights of `model`."""
-    array = teacher.images(teacher_shape(size))
+    array = teacher.images(teacher_shape(size, args.rigs * VIEWS))
     calls = teacher.torch_calls(model, array, dtype, args.threads, args.compile)
     if args.onnx and dtype == "float32":
         calls["onnxruntime"] = onnx_call(model, array, args.threads)
@@ -117,21 +117,22 @@ def other_calls(model: Any, dtype: str, size: Size, args: argparse.Namespace) ->
 
 
 def _peak(side: Side, size: Size, args: argparse.Namespace) -> float:
+    views = args.rigs * VIEWS
     if side.way == "here":
-        run, arguments = program(side, size)
+        run, arguments = program(side, size, views)
         compiled = run.lower(*arguments).compile()
         return teacher.raised_peak(lambda: np.asarray(compiled(*arguments)))
     if side.kind == "student":
         model, _, arguments = student(side.name, side.dtype, size)
         return teacher.raised_peak(exported_call(model, arguments, size, args.threads))
     model = teacher.reference_model(side.name)
-    only = argparse.Namespace(threads=args.threads, compile=False, onnx=side.way == "onnxruntime")
+    only = argparse.Namespace(threads=args.threads, rigs=args.rigs, compile=False, onnx=side.way == "onnxruntime")
     return teacher.raised_peak(other_calls(model, side.dtype, size, only)[side])
 
 
-def _of_views(side: Side, size: Size) -> float:
+def _of_views(side: Side, size: Size, views: int) -> float:
     run, arguments = program(side, size, views=1)
-    return VIEWS * teacher.gflops(run, *arguments)
+    return views * teacher.gflops(run, *arguments)
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -140,17 +141,18 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     calls: dict[Side, Callable[[], Any]] = {}
     known: dict[tuple[str, str], dict[str, Any]] = {}  # by name and dtype: what does not depend on the way of running
+    views = args.rigs * VIEWS
     chosen = [("student", name) for name in args.students] + [("teacher", name) for name in args.teachers]
     model = teacher.reference_model(WITH_TORCH) if args.torch and WITH_TORCH in args.teachers else None
     for kind, name in chosen:
         for dtype in args.dtype:
             side = Side(kind, name, dtype)
-            run, arguments = program(side, args.size)
+            run, arguments = program(side, args.size, views)
             compiled = run.lower(*arguments).compile()
             if kind == "student":
-                count, taken = teacher.gflops(run, *arguments), f"{VIEWS}x{args.size[0]}x{args.size[1]}"
+                count, taken = teacher.gflops(run, *arguments), f"{views}x{args.size[0]}x{args.size[1]}"
             else:  # its views run one after the other, in a loop
-                count, taken = _of_views(side, args.size), teacher_shape(args.size)
+                count, taken = _of_views(side, args.size, views), teacher_shape(args.size, views)
             if model is not None and name == WITH_TORCH:
                 arguments = (teacher.our_program(model, name, dtype)[1], *arguments[1:])
             parameters = sum(leaf.size for leaf in jax.tree.leaves(arguments[0]))
@@ -170,10 +172,10 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
         if side.way != "here":
             row.pop("xla_temporary_mb", None)
             here = np.asarray(calls[dataclasses.replace(side, way="here")]())
-            row["relative_error"] = teacher.relative(np.asarray(call()), here)
+            row["relative_error"] = teacher.relative(teacher.as_array(call()), here)
         times = seconds[side.label]
         row |= {"seconds": times, "median": statistics.median(times), "min": min(times), "max": max(times)}
-        row["rigs_per_s"] = 1 / row["median"]
+        row["rigs_per_s"] = args.rigs / row["median"]
         rows.append(row)
     if args.memory and jax.default_backend() == "cpu":
         for side, row in zip(calls, rows, strict=True):
@@ -198,9 +200,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| side | input | parameters | GFLOPs | median s | min | max | rigs/s | peak MB |", "|---" * 9 + "|"]
     for row in rows:
         peak = f"{row['peak_memory_mb']:.0f}" if "peak_memory_mb" in row else "-"
-        times = " | ".join(f"{row[key]:.3f}" for key in ("median", "min", "max"))
+        times = " | ".join(f"{row[key]:.4g}" for key in ("median", "min", "max"))
         size = f"{row['parameters'] / 1e6:.2f} M | {row['gflops']:.1f}"
-        lines.append(f"| {row['side']} | {row['input']} | {size} | {times} | {row['rigs_per_s']:.2f} | {peak} |")
+        lines.append(f"| {row['side']} | {row['input']} | {size} | {times} | {row['rigs_per_s']:.4g} | {peak} |")
     return "\n".join(lines)
 
 
@@ -225,7 +227,7 @@ def check(args: argparse.Namespace) -> None:
     if not found or any(int(side) % STRIDE for side in found.groups()):
         raise ConfigError(f"--size {args.size}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
     args.size = int(found[1]), int(found[2])
-    for flag in ("repeats", "threads"):
+    for flag in ("repeats", "threads", "rigs"):
         if getattr(args, flag) < 1:
             raise ConfigError(f"--{flag} {getattr(args, flag)}: expected at least 1")
     if args.profile:
@@ -233,6 +235,8 @@ def check(args: argparse.Namespace) -> None:
     with_torch = args.torch and WITH_TORCH in args.teachers
     if args.compile and not with_torch:
         raise ConfigError(f"--compile: of teacher {WITH_TORCH}; put that in --teachers, without --no-torch")
+    if args.onnx and args.rigs > 1:
+        raise ConfigError("--onnx: the exported students are timed on one rig; leave out --rigs")
     if args.onnx and "float32" not in args.dtype:
         raise ConfigError("--onnx: onnxruntime's processor kernels want float32; add it to --dtype")
     chosen = {"torch": with_torch, "onnx": args.onnx, "both": with_torch and args.onnx}
@@ -253,7 +257,7 @@ def run(args: argparse.Namespace) -> None:
 
     if jax.default_backend() != "cpu" and not args.profile:
         if args.torch and WITH_TORCH in args.teachers:
-            raise ConfigError(f"PyTorch would run on the processor, JAX on {jax.default_backend()}: pass --no-torch")
+            teacher.torch_device()
         if args.onnx:
             raise ConfigError(f"onnxruntime would run on the processor, JAX on {jax.default_backend()}: no --onnx")
     load = os.getloadavg()[0]
@@ -262,7 +266,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.profile:
         result["versions"] |= {package: importlib.metadata.version(package) for package in args.needed}
     result["hardware"] |= {"threads": args.threads, "load_average_before": load}
-    result |= {"command": args.command, "views": VIEWS, "repeats": args.repeats}
+    result |= {"command": args.command, "views": VIEWS, "rigs": args.rigs, "repeats": args.repeats}
     if args.profile:
         result["profiles"] = []
         for encoder in args.profile:
@@ -276,7 +280,7 @@ def run(args: argparse.Namespace) -> None:
     device, cores = result["hardware"]["device"], result["hardware"]["cores"]
     print(f"{device}, {args.threads} of {cores} cores, jax {jax.__version__}, load average before {load:.1f}")
     for name, found in result.get("speedups", {}).items():
-        print(f"\nFastest side of {name} that was run: {found['fastest']}, {found['median']:.3f} s")
+        print(f"\nFastest side of {name} that was run: {found['fastest']}, {found['median']:.4g} s")
         for side, ratio in found["times_faster"].items():
             print(f"  {side} is {ratio:.2f} times as fast")
     if args.out:
@@ -295,6 +299,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--students", nargs="+", default=encoders, metavar="ENCODER", help="default: all encoders")
     parser.add_argument("--teachers", nargs="+", default=[WITH_TORCH], metavar="VARIANT", help="default: small")
     parser.add_argument("--size", default="352x640", metavar="HxW", help="of the images, pixels (default 352x640)")
+    parser.add_argument("--rigs", type=int, default=1, metavar="N", help="rigs of six views in a call (default 1)")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16 or both (default float32)")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each side (default 7)")
     parser.add_argument("--threads", type=int, default=2, help="cores of all sides (default 2)")

@@ -12,7 +12,7 @@ VIEWS = 6
 Size = tuple[int, int]  # height, width in pixels
 
 
-def student(encoder: str, dtype: str, size: Size) -> tuple[Any, Any, tuple[Any, ...]]:
+def student(encoder: str, dtype: str, size: Size, rigs: int = 1) -> tuple[Any, Any, tuple[Any, ...]]:
     """The student of configs/base.py with this encoder: the module, the jitted `predict` and its arguments."""
     import jax.numpy as jnp
     import optax
@@ -28,10 +28,10 @@ def student(encoder: str, dtype: str, size: Size) -> tuple[Any, Any, tuple[Any, 
     focal = config.model.focal_canonical * width / 640
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
     batch = {
-        "images": jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, VIEWS, *size, 3), np.uint8)),
-        "intrinsics": jnp.tile(intrinsics, (1, VIEWS, 1, 1)),
-        "cam_to_ego": jnp.tile(jnp.eye(4), (1, VIEWS, 1, 1)),
-        "view_mask": jnp.ones((1, VIEWS), bool),
+        "images": jnp.asarray(np.random.default_rng(0).integers(0, 256, (rigs, VIEWS, *size, 3), np.uint8)),
+        "intrinsics": jnp.tile(intrinsics, (rigs, VIEWS, 1, 1)),
+        "cam_to_ego": jnp.tile(jnp.eye(4), (rigs, VIEWS, 1, 1)),
+        "view_mask": jnp.ones((rigs, VIEWS), bool),
     }
     return model, state.make_predict(model, build.read_fn(config)), (born.params, born.batch_stats, batch)
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.teacher                                   # Small, 1 x 518 x 518 and 6 x 350 x 630, float32
     python -m benchmarks.teacher --variant base --repeats 5 --compile
-    python -m benchmarks.teacher --dtype bfloat16 --no-torch       # on a GPU: share of its peak as well
+    python -m benchmarks.teacher --dtype bfloat16 --attention cudnn   # on a GPU: share of its peak as well
 
 Both sides get the same random weights and images, the same cores (`--threads`) and the same settings of glibc's malloc
 (without them page faults cost either side up to 2.5 times its time on large tensors). They are timed in turn in one
-process; compilation is not counted. Memory is measured in a process of its own for each side.
+process; compilation is not counted. Memory is measured in a process of its own for each side. On a GPU both sides run
+on it, images and results stay there, and a call's time is from its start until the device is done.
 """
 
 import argparse
@@ -108,21 +109,46 @@ def random_parameters(variant: str) -> Any:
     return jax.tree.map(lambda leaf: 0.02 * jax.random.normal(next(keys), leaf.shape), template(variant))
 
 
+def torch_device() -> str:
+    """Where PyTorch runs beside JAX.
+
+    Raises:
+      ConfigError: JAX is on an accelerator that PyTorch cannot use.
+    """
+    import jax
+    import torch
+
+    from fsmde_jax.errors import ConfigError
+
+    backend = jax.default_backend()
+    if backend != "cpu" and not (backend == "gpu" and torch.cuda.is_available()):
+        raise ConfigError(f"PyTorch would run on the processor, JAX on {backend}: pass --no-torch")
+    return "cpu" if backend == "cpu" else "cuda"
+
+
+def as_array(result: Any) -> np.ndarray:
+    """What a side's call returns, as NumPy."""
+    return np.asarray(result.cpu() if hasattr(result, "cpu") else result)
+
+
 def torch_calls(
     model: Any, array: np.ndarray, dtype: str, threads: int, compiled: bool
 ) -> dict[str, Callable[[], Any]]:
-    """PyTorch's sides by name: each a call without arguments that gives inverse depth [M, H, W] of images `array`."""
+    """PyTorch's sides by name: each a call without arguments that gives inverse depth [M, H, W] of images `array`, a
+    tensor on `torch_device()`."""
     import torch
 
     torch.set_num_threads(threads)
-    kind = getattr(torch, dtype)
-    same = copy.deepcopy(model).to(kind)
-    t = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().to(kind)
+    kind, device = getattr(torch, dtype), torch_device()
+    same = copy.deepcopy(model).to(device, kind)
+    t = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().to(device, kind)
 
-    def call_of(function: Any) -> Callable[[], np.ndarray]:
-        def call() -> np.ndarray:
+    def call_of(function: Any) -> Callable[[], Any]:
+        def call() -> Any:
             with torch.inference_mode():
-                result: np.ndarray = function(t).predicted_depth.float().numpy()
+                result = function(t).predicted_depth.float()
+            if device == "cuda":
+                torch.cuda.synchronize()
             return result
 
         return call
@@ -139,13 +165,18 @@ def images(size: str) -> np.ndarray:
 
 
 def time_sides(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, the sides in turn, after one call of each that is not counted."""
+    """Seconds of each call, the sides in turn, after one call of each that is not counted; on accelerators after ten,
+    and without the pauses, in which their clocks fall."""
+    import jax
+
+    pause, uncounted = (0.2, 1) if jax.default_backend() == "cpu" else (0.0, 10)
     for call in sides.values():
-        call()
+        for _ in range(uncounted):
+            call()
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, call in sides.items():
-            time.sleep(0.2)  # until the other side's threads have stopped spinning
+            time.sleep(pause)  # until the other side's threads have stopped spinning
             started = time.perf_counter()
             call()
             taken[name].append(time.perf_counter() - started)
@@ -172,7 +203,7 @@ def compare(model: Any, size: str, args: argparse.Namespace) -> dict[str, Any]:
     row["ratio"] = {name: value / row["median"]["here"] for name, value in row["median"].items() if name != "here"}
     here = np.asarray(sides["here"]())
     if args.torch:
-        row["relative_error"] = relative(here, sides["PyTorch eager"]())
+        row["relative_error"] = relative(here, as_array(sides["PyTorch eager"]()))
     if row["device"] != "cpu":
         row |= share_of_peak(1e9 * gflops(program, params, x), row["device"], row["median"]["here"])
     return row
@@ -312,7 +343,7 @@ def print_row(row: dict[str, Any]) -> None:
     print(f"\n{row['size']} on {row['device']}\n| side | median s | fastest s | of the time here |\n|---|---|---|---|")
     for name, median in row["median"].items():
         ratio = f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "1"
-        print(f"| {name} | {median:.3f} | {min(row['seconds'][name]):.3f} | {ratio} |")
+        print(f"| {name} | {median:.4g} | {min(row['seconds'][name]):.4g} | {ratio} |")
     for key in ("relative_error", "tflops", "share_of_16_bit_peak", "xla_temporary_mb"):
         if key in row:
             print(f"{key.replace('_', ' ')}: {row[key]:.3g}")

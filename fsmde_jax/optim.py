@@ -1,8 +1,14 @@
-"""The optimiser: AdamW with warm-up and cosine decay, a rate of its own for the encoder, clipping."""
+"""The optimiser: AdamW with warm-up and cosine decay, a rate of its own for the encoder, clipping.
+
+The learning rate is an argument of the compiled step and no constant in it: runs that differ in their rates or their
+length are one program, which JAX's compilation cache then keeps once.
+"""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 _ENCODERS = ("backbone", "pretrained")  # the encoder's name in the parameters of a student and of a teacher
@@ -20,13 +26,18 @@ def learning_rate_schedule(*, lr: float, warmup_steps: int, steps: int, final_lr
     )  # fmt: skip
 
 
-def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float, encoder_lr_scale: float
-) -> optax.GradientTransformation:
+def learning_rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
+    """The rate of each update of a run, [steps] float32: element i is that of the update after i others."""
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps)), np.float32)
+
+
+def make_optimizer(*, weight_decay: float, clip_norm: float, encoder_lr_scale: float) -> optax.GradientTransformation:
     """AdamW on a parameter tree whose top-level key `backbone` (teachers: `pretrained`) holds the encoder.
 
+    Its updates are those of a learning rate of 1, weight decay included, and proportional to the rate, by which the
+    train step multiplies them.
+
     Args:
-      schedule: step -> learning rate.
       weight_decay: decoupled; not on vectors (biases, normalisation).
       clip_norm: largest global gradient norm; 0 = no clipping.
       encoder_lr_scale: factor on the encoder's learning rate.
@@ -40,7 +51,7 @@ def make_optimizer(
         return {key: jax.tree.map(lambda _, name=names[key]: name, sub) for key, sub in params.items()}
 
     def adamw(scale: float) -> optax.GradientTransformation:
-        return optax.adamw(lambda step: scale * schedule(step), weight_decay=weight_decay, mask=decay_mask)
+        return optax.adamw(lambda step: scale, weight_decay=weight_decay, mask=decay_mask)
 
     if encoder_lr_scale == 1.0:
         update = adamw(1.0)

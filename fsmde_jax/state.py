@@ -68,14 +68,15 @@ def _apply(model: nn.Module, params: Any, batch_stats: Any, batch: Batch, train:
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, schedule: optax.Schedule, loss_fn: LossFn
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
-    """(state, batch, frozen teacher parameters or None) -> (state, metrics); the old state's memory is reused.
+    model: nn.Module, optimizer: optax.GradientTransformation, loss_fn: LossFn
+) -> Callable[[TrainState, Batch, Any, Any], tuple[TrainState, Metrics]]:
+    """(state, batch, learning rate, frozen teacher parameters or None) -> (state, metrics); the old state's memory is
+    reused. The updates of `optimizer` are multiplied by the rate.
 
     Metrics are scalars: the terms of the loss, `loss`, `grad_norm`, `param_norm` (after the update), `lr`.
     """
 
-    def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, rate: Any, teacher: Any = None) -> tuple[TrainState, Metrics]:
         def compute(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             outputs, mutated = _apply(model, params, state.batch_stats, batch, train=True)
             loss, terms = loss_fn(outputs, batch, params, teacher)
@@ -83,9 +84,9 @@ def make_train_step(
 
         (loss, (terms, batch_stats)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
         norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
-        metrics = {**terms, "loss": loss, **norms, "lr": schedule(state.step)}
+        metrics = {**terms, "loss": loss, **norms, "lr": jnp.asarray(rate, jnp.float32)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return jax.jit(train_step, donate_argnames="state")

@@ -49,8 +49,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         lr=config.optim.lr, warmup_steps=config.optim.warmup_steps, steps=config.train.steps,
         final_lr_scale=config.optim.final_lr_scale,
     )  # fmt: skip
+    rates = optim.learning_rates(schedule, config.train.steps)
     optimizer = optim.make_optimizer(
-        schedule, weight_decay=config.optim.weight_decay, clip_norm=config.optim.clip_norm,
+        weight_decay=config.optim.weight_decay, clip_norm=config.optim.clip_norm,
         encoder_lr_scale=config.optim.encoder_lr_scale,
     )  # fmt: skip
     fingerprints = {"train": records.fingerprint, "eval": eval_records.fingerprint}
@@ -81,7 +82,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         checkpoint.dump_json(workdir / "identity.json", run_identity)
         with Writer(workdir, int(state.step) + 1) as writer:
             writer.text("config", f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```")
-            step_fn = make_train_step(model, optimizer, schedule, build.loss_fn(config, distilled))
+            step_fn = make_train_step(model, optimizer, build.loss_fn(config, distilled))
             run = _Run(
                 config,
                 workdir,
@@ -92,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
                 writer,
                 meta,
             )
-            run.loop(state, iterator, lambda state, batch: step_fn(state, batch, teacher))
+            run.loop(state, iterator, lambda state, batch, step: step_fn(state, batch, rates[step - 1], teacher))
 
 
 def _check_teacher(saved: dict[str, Any] | None, current: dict[str, Any] | None, where: str) -> None:
@@ -224,7 +225,7 @@ class _Run:
         for step in range(start + 1, steps + 1):
             batch = next(iterator)
             indices = batch.pop("record_index")
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, batch, step)
             if previous is not None:
                 self._check_finite(*previous)
             previous = (step, metrics, indices)

@@ -112,7 +112,7 @@ class Job:
             teacher_cache=self.distilled.cache if self.distilled else None, num_threads=0,
         )  # fmt: skip
         self.batch = {name: value for name, value in next(iter(stream)).items() if name != "record_index"}
-        self.optimizer = optax.sgd(1e-3)
+        self.optimizer = optax.sgd(1.0)
         self.state = fresh_state(self.model, self.optimizer)
         if self.distilled:
             outputs = {"features": jax.ShapeDtypeStruct((1, 3, 4, 8, 8), jnp.float32)}
@@ -121,7 +121,7 @@ class Job:
         self.frozen = self.distilled.frozen if self.distilled else None
 
     def step(self):
-        return make_train_step(self.model, self.optimizer, lambda step: 1e-3, self.loss)
+        return make_train_step(self.model, self.optimizer, self.loss)
 
     def value_and_grad(self, batch=None):
         """(terms, gradient of the trained parameters, gradient of the teacher's) on the batch."""
@@ -216,7 +216,7 @@ def test_a_weight_of_zero_leaves_the_term_out_of_the_program(records, monkeypatc
 
     def flops(**changes):
         job = Job(make_config(records, **changes))
-        return job.step().lower(job.state, job.batch, job.frozen).compile().cost_analysis()["flops"]
+        return job.step().lower(job.state, job.batch, 1e-3, job.frozen).compile().cost_analysis()["flops"]
 
     with monkeypatch.context() as patch:
         patch.setattr(relational, "relation_loss", refuse)
@@ -231,7 +231,7 @@ def test_a_weight_of_zero_leaves_the_term_out_of_the_program(records, monkeypatc
 
 def test_the_teacher_is_an_argument_of_the_step_and_not_baked_into_it(records):
     job = Job(make_config(records, **ALL, **{"teacher.weights": "tiny"}))
-    text = job.step().lower(job.state, job.batch, job.frozen).as_text()
+    text = job.step().lower(job.state, job.batch, 1e-3, job.frozen).as_text()
     assert len(text) < 3_000_000  # its 6.3 million parameters would be 50 MB of text
 
 
@@ -264,7 +264,7 @@ def test_the_step_learns_the_teachers_bins(records):
     state = fresh_state(job.model, job.optimizer)
     step, values = job.step(), []
     for _ in range(60):
-        state, metrics = step(state, job.batch, job.frozen)
+        state, metrics = step(state, job.batch, 1.0, job.frozen)
         values.append(float(metrics["ckd_prob"]))
     assert values[-1] < 0.6 * values[0]
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fsmde_jax import optim
 
@@ -23,9 +24,9 @@ def test_short_run_still_reaches_its_peak():
 
 def _one_update(params, gradients, **options):
     defaults = {"weight_decay": 0.0, "clip_norm": 0.0, "encoder_lr_scale": 1.0}
-    optimizer = optim.make_optimizer(lambda step: 0.1, **{**defaults, **options})
+    optimizer = optim.make_optimizer(**{**defaults, **options})
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    return updates
+    return jax.tree.map(lambda update: 0.1 * update, updates)
 
 
 TEACHER = {"pretrained": {"w": jnp.full((2, 2), 2.0)}, "depth_head": {"w": jnp.full((2, 2), 2.0)}}
@@ -49,9 +50,26 @@ def test_weight_decay_spares_vectors():
 
 
 def test_clipping_bounds_the_global_norm():
-    optimizer = optim.make_optimizer(lambda step: 0.1, weight_decay=0.0, clip_norm=1.0, encoder_lr_scale=1.0)
+    optimizer = optim.make_optimizer(weight_decay=0.0, clip_norm=1.0, encoder_lr_scale=1.0)
     state = optimizer.init(PARAMS)
     _, state = optimizer.update(GRADIENTS, state, PARAMS)
     moments = jax.tree.leaves(state[1][0].mu)  # 0.1 * clipped gradient
     clipped = np.concatenate([np.ravel(m) for m in moments]) / 0.1
     np.testing.assert_allclose(np.linalg.norm(clipped), 1.0, rtol=1e-5)
+
+
+def test_updates_times_the_rates_are_adamw_under_that_schedule():
+    schedule = optim.learning_rate_schedule(lr=0.3, warmup_steps=2, steps=8, final_lr_scale=0.1)
+    rates = optim.learning_rates(schedule, 8)
+    assert rates.dtype == np.float32 and rates.shape == (8,)
+    ours = optim.make_optimizer(weight_decay=0.1, clip_norm=0.0, encoder_lr_scale=1.0)
+    reference = optax.adamw(schedule, weight_decay=0.1, mask=jax.tree.map(lambda p: p.ndim > 1, PARAMS))
+    mine, theirs = PARAMS, PARAMS
+    my_state, their_state = ours.init(mine), reference.init(theirs)
+    for step in range(8):
+        gradients = jax.tree.map(lambda p, step=step: p * 0.5 + step, PARAMS)
+        updates, my_state = ours.update(gradients, my_state, mine)
+        mine = optax.apply_updates(mine, optax.tree.scale(rates[step], updates))
+        updates, their_state = reference.update(gradients, their_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, theirs)

@@ -138,14 +138,14 @@ def test_a_stream_can_go_on_anywhere(rig, second):
 def test_the_train_step_takes_rendered_batches(second):
     batch = {name: value for name, value in second.items() if name != "record_index"}
     student = registry.build_student(encoder="efficientnet_lite0", decoder_channels=(8, 8, 8, 8, 8), num_bins=8)
-    optimizer = optax.sgd(1e-3)
+    optimizer = optax.sgd(1.0)
     state = init_state(student, optimizer, 0, 6, SIZE, sharding.make_mesh())
     options = {"min_depth": 0.1, "max_depth": 80.0, "silog_lambda": 0.85, "chamfer_weight": 0.1}
 
     def loss(outputs, batch, params, teacher):
         return total.supervised_loss(outputs, batch, **options)
 
-    _, metrics = make_train_step(student, optimizer, lambda step: 1e-3, loss)(state, batch)
+    _, metrics = make_train_step(student, optimizer, loss)(state, batch, 1e-3)
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]) and metrics["grad_norm"] > 0
     labels = (batch["depth"] > 0.1) & (batch["depth"] < 80.0) & batch["ego_mask"]
     assert metrics["valid_pixels"] == labels.sum() > 10_000
