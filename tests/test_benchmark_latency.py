@@ -128,6 +128,14 @@ def test_teachers_take_the_same_resolution():
     assert latency.teacher_shape((64, 96), views=1) == "1x56x84"
 
 
+def test_several_rigs_in_a_call():
+    for kind, name, leading in (("student", "resnet18", (2, 6)), ("teacher", "tiny", (12,))):
+        run, arguments = latency.program(latency.Side(kind, name, "float32"), (64, 96), 12)
+        images = arguments[-1]["images"] if kind == "student" else arguments[-1]
+        assert images.shape[: len(leading)] == leading
+        assert jax.eval_shape(run, *arguments).shape[: len(leading)] == leading
+
+
 def test_the_fastest_side_counts():
     sides = [("student", "a", 1.0), ("teacher", "small", 6.0), ("teacher", "small", 5.0), ("teacher", "base", 20.0)]
     rows = [{"kind": kind, "name": name, "median": t, "side": f"{name} {t}"} for kind, name, t in sides]
@@ -152,6 +160,8 @@ def test_all_encoders_are_default():
         (["--repeats", "0"], "--repeats 0: expected at least 1"),
         (["--threads", "0"], "--threads 0: expected at least 1"),
         (["--compile", "--no-torch"], "--compile: of teacher small"),
+        (["--rigs", "0"], "--rigs 0: expected at least 1"),
+        (["--onnx", "--rigs", "2"], "--onnx: .* one rig"),
         (["--onnx", "--dtype", "bfloat16"], "--onnx: .* float32"),
     ],
 )

@@ -1,6 +1,7 @@
 """The DINOv2 backbone against transformers', PyTorch's and NumPy's numbers."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,23 @@ def test_attention_sums_in_float32(implementation):
     ours = vit.attend(qkv, implementation)
     assert ours.dtype == jnp.bfloat16
     assert error(ours[:, :1], value.mean(1, keepdims=True)) < 0.006
+
+
+@pytest.mark.parametrize("version", ["cpu", "PJRT C API\ncuda 13000", "PJRT C API\nrocm 70000"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_flash_attention_is_for_16_bit_on_nvidia(monkeypatch, version, dtype):
+    """cuDNN itself cannot run here: which implementations the program holds, not what they compute."""
+    asked = []
+
+    def recorded(query, key, value, implementation):
+        asked.append(implementation)
+        return value
+
+    device = SimpleNamespace(client=SimpleNamespace(platform_version=version))
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    jax.eval_shape(lambda qkv: vit.attend(qkv), jax.ShapeDtypeStruct((2, 5, 3, 3, 8), dtype))  # a trace of its own
+    assert sorted(asked) == (["cudnn", "xla"] if "cuda" in version and dtype == jnp.bfloat16 else ["xla"])
 
 
 def test_norms_do_not_cancel():

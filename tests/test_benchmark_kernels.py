@@ -1,0 +1,58 @@
+"""benchmarks.kernels: reading a trace, and what it says where there is no GPU."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def event(name, pid, tid, dur):
+    return {"ph": "X", "name": name, "pid": pid, "tid": tid, "ts": 0.0, "dur": dur}
+
+
+def named(kind, name, **place):
+    return {"ph": "M", "name": kind, "args": {"name": name}, **place}
+
+
+TRACE = [
+    named("process_name", "/device:GPU:0", pid=1),
+    named("process_name", "/host:CPU", pid=2),
+    named("thread_name", "Stream #13(Compute)", pid=1, tid=7),
+    named("thread_name", "XLA Modules", pid=1, tid=8),
+    named("thread_name", "Stream of consciousness", pid=2, tid=7),
+    event("fusion", 1, 7, 2.0),
+    event("gemm", 1, 7, 5.0),
+    event("fusion", 1, 7, 4.0),
+    event("jit_run", 1, 8, 100.0),  # the module, which holds the kernels
+    event("wait", 2, 7, 50.0),
+    {"ph": "C", "name": "memory", "pid": 1, "tid": 7, "args": {}},
+]
+
+
+def test_kernels_of_the_gpus_streams_are_added_up():
+    found = kernels.kernels_of(TRACE)
+    assert [(name, each.microseconds, each.runs) for name, each in found.items()] == [
+        ("fusion", 6.0, 2),
+        ("gemm", 5.0, 1),
+    ]
+
+
+def test_a_row_in_markdown():
+    row = {
+        "side": "small, bfloat16", "device": "a GPU", "seconds": 0.003, "kernel_seconds": 0.002, "tflops": 100.0,
+        "share_of_16_bit_peak": 0.25,
+        "kernels": [{"name": "gemm", "microseconds": 1500.0, "runs": 12.0},
+                    {"name": "fusion", "microseconds": 500.0, "runs": 3.0}],
+    }  # fmt: skip
+    text = kernels.show(row, top=1)
+    assert "3.000 ms per rig back to back, of which kernels 2.000 ms; 100 TFLOP/s, 25 % of the 16-bit peak" in text
+    assert "| gemm | 1500.0 | 12 | 75.0 % |" in text and "fusion" not in text
+
+
+def test_without_a_gpu_it_says_so():
+    command = [sys.executable, "-m", "benchmarks.kernels"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("error: needs a GPU, but JAX runs on cpu")
