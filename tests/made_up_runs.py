@@ -1,6 +1,8 @@
 """A small suite of experiments, results that no run made, and jobs that only pretend."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +119,8 @@ class _Results:
 
     def flat(self):
         return self._flat
+
+
+def killed(*_):
+    """Takes the place of a run in a process of its own."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from configs import base
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.experiment import __main__ as experiment
 from fsmde_jax.experiment import inputs as experiment_inputs
+from fsmde_jax.experiment import parallel
 from fsmde_jax.experiment import plan as experiment_plan
 from fsmde_jax.experiment import runs as experiment_runs
 from fsmde_jax.experiment.plan import TEST, Run
@@ -102,6 +104,24 @@ def test_an_error_of_a_run_names_its_folder_and_log(jobs, tmp_path):
     jobs.stop_at["train"] = TrainingError("step 3: the loss is not finite")
     with pytest.raises(TrainingError, match=r"not finite[\s\S]*supervised/seed0; its output is in log.txt"):
         experiment.run_all(_supervised(), tmp_path, DATA)
+
+
+def test_several_jobs_at_a_time_need_at_least_one(tmp_path):
+    with pytest.raises(ConfigError, match="--jobs 0: expected at least 1"):
+        experiment.run_all(_supervised(), tmp_path, DATA, jobs=0)
+
+
+def test_an_error_in_a_process_ends_the_others(tmp_path):
+    """Their records are not there."""
+    with pytest.raises(DataError, match=r"records/train[\s\S]*seed\d; its output is in log\.txt"):
+        experiment.run_all(_supervised(count=3), tmp_path, DATA, jobs=2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_process_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_timed", made_up_runs.killed)
+    with pytest.raises(TrainingError, match=r"a process of --jobs was killed[\s\S]*fewer --jobs"):
+        experiment.run_all(_supervised(), tmp_path, DATA, jobs=2)
 
 
 def test_a_finished_or_begun_run_of_another_config_is_refused(jobs, tmp_path):
@@ -389,6 +409,7 @@ def test_help_names_everything(capsys):
         "--seeds",
         "--phase",
         "--sweeps",
+        "--jobs",
         "--dry_run",
         "--report",
         "ablation",
@@ -404,7 +425,8 @@ def test_whole_experiment_on_real_jobs(suite_file, tmp_path, capsys):
     with pytest.raises(SystemExit):
         _main(*words)
     assert "nothing tuned yet" in capsys.readouterr().err
-    _main(*words, "--phase", "tune")
+    _main(*words, "--phase", "tune", "--jobs", "2")
+    assert multiprocessing.active_children() == []
     _main(*words, "--sweeps", "bins")
     _main(*words, "--sweeps", "bins")
     assert "3 runs, 3 of them done before" in capsys.readouterr().out

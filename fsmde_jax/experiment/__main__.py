@@ -4,6 +4,7 @@
   python -m fsmde_jax.experiment --suite ablation --rig nuscenes --phase tune    # choose learning rates on val
   python -m fsmde_jax.experiment --suite ablation --rig nuscenes                 # train all rows, measure on test
   python -m fsmde_jax.experiment --suite ablation --rig nuscenes --rows supervised ckd --sweeps label_density
+  python -m fsmde_jax.experiment --suite ablation --rig nuscenes --jobs 2        # two runs at a time
   python -m fsmde_jax.experiment --suite ablation --report docs/results          # tables and plots, no training
 
 A suite (configs/experiments/<name>.py) says which rows (methods), seeds, candidates and sweeps there are, how the
@@ -14,7 +15,7 @@ goes on; so the same command continues. docs/results/README.md says how runs are
 
 import argparse
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from fsmde_jax import build, eval_options
 from fsmde_jax.errors import ConfigError, exit_with_message
-from fsmde_jax.experiment import inputs
+from fsmde_jax.experiment import inputs, parallel
 from fsmde_jax.experiment import report as reports
 from fsmde_jax.experiment import runs as runs_of
 from fsmde_jax.experiment.plan import TEST, TUNE, Run, planned_tests, planned_tuning
@@ -52,34 +53,36 @@ def check(runs: Iterable[Run]) -> None:
             raise ConfigError(f"suite {run.suite.name!r}, row {run.group!r}: {error}") from error
 
 
-def run_all(runs: Sequence[Run], root: Path, data: Mapping[str, str]) -> list[dict[str, Any]]:
+def run_all(runs: Sequence[Run], root: Path, data: Mapping[str, str], jobs: int = 1) -> list[dict[str, Any]]:
     """The results of all runs, in order; those that are not there yet are made. One line per run.
 
     Raises:
       FsmdeError: a run failed, or a finished one was made in another way.
     """
-    results = [runs_of.finished(run, root, data) for run in runs]  # all of them first: an odd one costs no time
-    left, spent, count = sum(result is None for result in results), 0.0, 0
-    print(f"{len(runs)} runs, {len(runs) - left} of them done before")
-    with tqdm(total=len(runs), desc="runs", unit="run", disable=None, dynamic_ncols=True) as bar:
-        for number, run in enumerate(runs):
-            result, note = results[number], "done before"
-            if result is None:
-                started = time.monotonic()
-                result = results[number] = runs_of.execute(run, root, data)
-                runs_of.release()
-                passed = time.monotonic() - started
-                left, spent, count = left - 1, spent + passed, count + 1
-                note = f"{passed:.0f} s, {_clock(spent / count * left)} left"
-            else:
+    # All of them first: an odd one costs no time.
+    results = {run.folder: result for run in runs if (result := runs_of.finished(run, root, data)) is not None}
+    missing = [run for run in runs if run.folder not in results]
+    print(f"{len(runs)} runs, {len(results)} of them done before")
+
+    def done() -> Iterator[tuple[Run, str]]:
+        for run in runs:
+            if run.folder in results:
                 runs_of.tidy(run, root)
-            metric = run.suite.metric
-            values = ", ".join(
-                f"{truth} {metrics[metric]:.4f}" for truth, metrics in result["metrics"].items() if metric in metrics
-            )
-            tqdm.write(f"[{number + 1}/{len(runs)}] {run.rig} {run.group} seed {run.seed}: {metric} {values} ({note})")
+                yield run, "done before"
+        started = time.monotonic()
+        made = parallel.execute_all(missing, root, data, jobs)
+        for count, (run, result, seconds) in enumerate(made, 1):
+            results[run.folder] = result
+            left = (time.monotonic() - started) / count * (len(missing) - count)
+            yield run, f"{seconds:.0f} s, {_clock(left)} left"
+
+    with tqdm(total=len(runs), desc="runs", unit="run", disable=None, dynamic_ncols=True) as bar:
+        for number, (run, note) in enumerate(done(), 1):
+            metric, measured = run.suite.metric, results[run.folder]["metrics"]
+            values = ", ".join(f"{truth} {found[metric]:.4f}" for truth, found in measured.items() if metric in found)
+            tqdm.write(f"[{number}/{len(runs)}] {run.rig} {run.group} seed {run.seed}: {metric} {values} ({note})")
             bar.update()
-    return results  # type: ignore[return-value]
+    return [results[run.folder] for run in runs]
 
 
 def _clock(seconds: float) -> str:
@@ -87,10 +90,10 @@ def _clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def tune(suite: Suite, rig: str, rows: Sequence[str], root: Path, data: Mapping[str, str]) -> None:
+def tune(suite: Suite, rig: str, rows: Sequence[str], root: Path, data: Mapping[str, str], jobs: int = 1) -> None:
     """Runs every candidate of the rows, and writes which one is best on the val records."""
     runs = planned_tuning(suite, rig, rows)
-    chosen = runs_of.choose(zip(runs, run_all(runs, root, data), strict=True), suite)
+    chosen = runs_of.choose(zip(runs, run_all(runs, root, data, jobs), strict=True), suite)
     path = runs_of.write_tuned(root, suite, rig, chosen)
     for row, entry in chosen.items():
         values = ", ".join(f"{list(c['overrides'].values())} {c['mean']:.4f}" for c in entry["candidates"])
@@ -175,10 +178,10 @@ def job(args: argparse.Namespace) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax tells a page at every start
     runs_of.use_cache(root)
     if args.phase == TUNE:
-        tune(suite, args.rig, rows, root, data)
+        tune(suite, args.rig, rows, root, data, args.jobs)
         return
     chosen = runs_of.read_tuned(root, suite, args.rig, rows, data)
-    run_all(planned_tests(suite, args.rig, rows, chosen, seeds=args.seeds, sweeps=sweeps), root, data)
+    run_all(planned_tests(suite, args.rig, rows, chosen, seeds=args.seeds, sweeps=sweeps), root, data, args.jobs)
     print(f"tables and plots: python -m fsmde_jax.experiment --suite {args.suite} --root {root} --report docs/results")
 
 
@@ -207,6 +210,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--sweeps", nargs="+", default=[], metavar="SWEEP",
         help="also these sweeps of the suite, or 'all' (test phase; default none)",
+    )  # fmt: skip
+    made.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="runs at a time, each in a process with its share of the cores (default 1); on a GPU they share it",
     )  # fmt: skip
     made.add_argument("--dry_run", action="store_true", help="list the runs and what they need; compute nothing")
     made.add_argument(
