@@ -86,6 +86,7 @@ def measure(side: latency.Side, args: argparse.Namespace) -> dict[str, Any]:
     counted = run
     if side.kind == "teacher":
         run = teacher.port(side.name, side.dtype, args.attention)
+        counted = teacher.port(side.name, side.dtype, teacher.COUNTED)
     compiled = run.lower(*arguments).compile()
 
     def call() -> Any:
@@ -124,7 +125,7 @@ def main() -> None:
         prog="python -m benchmarks.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--students", nargs="+", default=[], metavar="ENCODER", help="default: none")
-    parser.add_argument("--teachers", nargs="+", default=["small"], metavar="VARIANT", help="default: small")
+    parser.add_argument("--teachers", nargs="*", default=["small"], metavar="VARIANT", help="default: small")
     parser.add_argument("--size", default="352x640", metavar="HxW", help="of the images, pixels (default 352x640)")
     parser.add_argument("--dtype", default="bfloat16", help="float32 or bfloat16 (default)")
     parser.add_argument("--attention", choices=("xla", "cudnn"), help="of teachers (default: as vit.attend chooses)")
@@ -132,30 +133,54 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=15, help="kernels shown (default 15)")
     parser.add_argument("--out", metavar="FILE.json", help="write the numbers here, too")
     args = parser.parse_args()
-    import jax
-
-    from fsmde_jax import identity
-    from fsmde_jax.data.tfrecord import write_atomically
-    from fsmde_jax.errors import ConfigError, exit_with_message
+    from fsmde_jax.errors import exit_with_message
 
     with exit_with_message():
-        if jax.default_backend() != "gpu":
-            raise ConfigError(f"needs a GPU, but JAX runs on {jax.default_backend()}; see benchmarks.latency --profile")
-        checked = latency.parse(
-            ["--no-torch", "--size", args.size, "--dtype", args.dtype, "--teachers", *args.teachers]
-        )
-        checked.students = args.students
-        latency.check(checked)
-        args.size = checked.size
-        names = [("student", name) for name in checked.students] + [("teacher", name) for name in checked.teachers]
-        rows = []
-        for kind, name in names:
-            rows.append(measure(latency.Side(kind, name, args.dtype), args))
-            print(show(rows[-1], args.top), flush=True)
-        if args.out:
-            about: dict[str, Any] = identity.run_identity({}, {})
-            about = {key: about[key] for key in ("date", "commit", "versions", "hardware")} | {"views": VIEWS}
+        run(args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Checks the flags before any work and turns --size into numbers.
+
+    Raises:
+      ConfigError: a flag that cannot work, or no GPU.
+    """
+    import jax
+
+    from fsmde_jax.errors import ConfigError
+
+    flags = ["--no-torch", "--size", args.size, "--dtype", args.dtype, "--repeats", f"{args.repeats}"]
+    checked = latency.parse(flags)
+    checked.students, checked.teachers = args.students, args.teachers
+    latency.check(checked)
+    args.students, args.teachers, args.size = checked.students, checked.teachers, checked.size
+    if not args.students and not args.teachers:
+        raise ConfigError("--students, --teachers: name at least one network")
+    if args.attention == "cudnn" and args.dtype == "float32":
+        raise ConfigError("--attention cudnn: 16-bit dtypes only; leave it out, or --dtype bfloat16")
+    if jax.default_backend() != "gpu":
+        raise ConfigError(f"needs a GPU, but JAX runs on {jax.default_backend()}; see benchmarks.latency --profile")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures what the flags describe, prints it and writes --out."""
+    from fsmde_jax import identity
+    from fsmde_jax.data.tfrecord import write_atomically
+    from fsmde_jax.errors import DataError
+
+    check(args)
+    names = [("student", name) for name in args.students] + [("teacher", name) for name in args.teachers]
+    rows = []
+    for kind, name in names:
+        rows.append(measure(latency.Side(kind, name, args.dtype), args))
+        print(show(rows[-1], args.top), flush=True)
+    if args.out:
+        about: dict[str, Any] = identity.run_identity({}, {})
+        about = {key: about[key] for key in ("date", "commit", "versions", "hardware")} | {"views": VIEWS}
+        try:
             write_atomically(Path(args.out), (json.dumps(about | {"rows": rows}, indent=1) + "\n").encode())
+        except OSError as error:
+            raise DataError(f"{args.out}: cannot write ({error.strerror}); choose another place") from error
 
 
 if __name__ == "__main__":

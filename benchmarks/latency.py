@@ -1,4 +1,4 @@
-"""Efficiency of the students against their teachers: parameters, GFLOPs, time, rigs/s and peak memory for one rig.
+"""Efficiency of the students against their teachers: parameters, GFLOPs, time, rigs/s and peak memory.
 
     python -m benchmarks.latency                                   # all students, Small here and in PyTorch, float32
     python -m benchmarks.latency --students resnet18 --teachers small base --compile --onnx --out latency.json
@@ -68,16 +68,19 @@ def teacher_shape(size: Size, views: int = VIEWS) -> str:
     return f"{views}x{height}x{width}"
 
 
-def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any, ...]]:
-    """The jitted function of a side of this project and its arguments; students take whole rigs."""
+def built(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, Any, tuple[Any, ...]]:
+    """The module of a student (None for teachers), its jitted function and arguments; students take whole rigs."""
     import jax
 
     if side.kind == "student":
-        _, run, arguments = student(side.name, side.dtype, size, views // VIEWS)
-    else:
-        run = teacher.port(side.name, side.dtype)
-        arguments = (teacher.random_parameters(side.name), jax.device_put(teacher.images(teacher_shape(size, views))))
-    return run, arguments
+        return student(side.name, side.dtype, size, views // VIEWS)
+    images = jax.device_put(teacher.images(teacher_shape(size, views)))
+    return None, teacher.port(side.name, side.dtype), (teacher.random_parameters(side.name), images)
+
+
+def program(side: Side, size: Size, views: int = VIEWS) -> tuple[Any, tuple[Any, ...]]:
+    """The jitted function of a side of this project and its arguments."""
+    return built(side, size, views)[1:]
 
 
 def onnx_call(model: Any, array: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
@@ -147,7 +150,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     for kind, name in chosen:
         for dtype in args.dtype:
             side = Side(kind, name, dtype)
-            run, arguments = program(side, args.size, views)
+            own, run, arguments = built(side, args.size, views)
             compiled = run.lower(*arguments).compile()
             if kind == "student":
                 count, taken = teacher.gflops(run, *arguments), f"{views}x{args.size[0]}x{args.size[1]}"
@@ -163,7 +166,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
             if model is not None and name == WITH_TORCH:
                 calls |= other_calls(model, dtype, args.size, args)
             if args.onnx and kind == "student" and dtype == "float32":
-                exported = exported_call(student(name, dtype, args.size)[0], arguments, args.size, args.threads)
+                exported = exported_call(own, arguments, args.size, args.threads)
                 calls[dataclasses.replace(side, way="onnxruntime")] = exported
     seconds = teacher.time_sides({side.label: call for side, call in calls.items()}, args.repeats)
     rows = []
@@ -231,6 +234,8 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, flag) < 1:
             raise ConfigError(f"--{flag} {getattr(args, flag)}: expected at least 1")
     if args.profile:
+        if args.rigs > 1:
+            raise ConfigError("--profile: of one rig; leave out --rigs")
         return
     with_torch = args.torch and WITH_TORCH in args.teachers
     if args.compile and not with_torch:

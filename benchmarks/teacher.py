@@ -36,6 +36,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
+# Attention of the program whose operations are counted: no loop, and, unlike cuDNN's, with a form for the CPU.
+COUNTED = "xla"
 # Dense 16-bit peaks in FLOP/s as NVIDIA's data sheets say; the longest name that a device's name holds counts.
 PEAKS = {
     "A100": 312e12, "A10G": 70e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "L4": 121e12, "L40S": 362e12,
@@ -205,7 +207,7 @@ def compare(model: Any, size: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.torch:
         row["relative_error"] = relative(here, as_array(sides["PyTorch eager"]()))
     if row["device"] != "cpu":
-        counted = port(args.variant, args.dtype)  # cuDNN's attention has no form for the CPU, where they are counted
+        counted = port(args.variant, args.dtype, COUNTED)
         row |= share_of_peak(1e9 * gflops(counted, params, x), row["device"], row["median"]["here"])
     return row
 

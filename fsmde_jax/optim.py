@@ -51,6 +51,7 @@ def make_optimizer(*, weight_decay: float, clip_norm: float, encoder_lr_scale: f
         return {key: jax.tree.map(lambda _, name=names[key]: name, sub) for key, sub in params.items()}
 
     def adamw(scale: float) -> optax.GradientTransformation:
+        # As a schedule, so that its state has the counter that older checkpoints hold.
         return optax.adamw(lambda step: scale, weight_decay=weight_decay, mask=decay_mask)
 
     if encoder_lr_scale == 1.0:

@@ -95,7 +95,7 @@ def transformers_name(path: Path, words: dict[str, str] = _FILE_WORDS) -> str:
 
 def template(variant: str | Variant) -> dict[str, Any]:
     """Shapes of the parameters, nested as the module nests them. All heads and versions have the same."""
-    return weights.template_of(DepthAnything(variant), jnp.zeros((1, 14, 14, 3)))["params"]
+    return weights.template_of(DepthAnything(variant), jax.ShapeDtypeStruct((1, 14, 14, 3), jnp.float32))["params"]
 
 
 def _split(tree: Mapping[str, Any], pairs: Mapping[tuple[str, str], tuple[str, ...]]) -> dict[str, Any]:

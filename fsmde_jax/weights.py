@@ -97,8 +97,11 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def template_of(module: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Variables of a linen `module` as nested dicts of shapes; nothing is computed. Arguments are those of its call."""
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
+    """Variables of a linen `module` as nested dicts of shapes; nothing is computed and no device is taken.
+
+    Arrays among the arguments of its call are given as `jax.ShapeDtypeStruct`; `kwargs` are not traced.
+    """
+    return jax.eval_shape(lambda *given: module.init(jax.random.key(0), *given, **kwargs), *args)
 
 
 def leaf_name(leaf: str) -> str:
@@ -188,7 +191,7 @@ def _layout_of(tensors: Tensors) -> str | None:
 
 def encoder_template(encoder: str) -> dict[str, Any]:
     """Shapes of an encoder's `params` and `batch_stats`."""
-    return template_of(registry.build_encoder(encoder), jnp.zeros((1, 32, 32, 3)), train=False)
+    return template_of(registry.build_encoder(encoder), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), train=False)
 
 
 def recognise(tensors: Tensors) -> str:

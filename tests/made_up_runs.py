@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 
+from fsmde_jax.errors import DataError
 from fsmde_jax.experiment import report as experiment_report
 from fsmde_jax.experiment.plan import TEST, Run
 from fsmde_jax.experiment.suite import RigSetup, Row, Split, Suite, swept
@@ -121,6 +123,19 @@ class _Results:
         return self._flat
 
 
+# In the place of `parallel._timed`, in processes of their own:
+
+
 def killed(*_):
-    """Takes the place of a run in a process of its own."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def first_fails(run, *_):
+    if run.seed == 0:
+        raise DataError("the first")
+    time.sleep(600)
+
+
+def sleeps(run, root, data):
+    (root / f"{os.getpid()}.pid").touch()
+    time.sleep(600)

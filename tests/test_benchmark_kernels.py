@@ -1,12 +1,10 @@
 """benchmarks.kernels: reading a trace, and what it says where there is no GPU."""
 
-import subprocess
 import sys
-from pathlib import Path
+
+import pytest
 
 from benchmarks import kernels
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def event(name, pid, tid, dur):
@@ -52,7 +50,17 @@ def test_a_row_in_markdown():
     assert "| gemm | 1500.0 | 12 | 75.0 % |" in text and "fusion" not in text
 
 
-def test_without_a_gpu_it_says_so():
-    command = [sys.executable, "-m", "benchmarks.kernels"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stderr.startswith("error: needs a GPU, but JAX runs on cpu")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "needs a GPU, but JAX runs on cpu"),
+        (["--repeats", "0"], "--repeats 0: expected at least 1"),
+        (["--teachers"], "--students, --teachers: name at least one network"),
+        (["--attention", "cudnn", "--dtype", "float32"], "--attention cudnn: 16-bit dtypes only"),
+    ],
+)
+def test_flags_that_cannot_work(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels", *flags])
+    with pytest.raises(SystemExit):
+        kernels.main()
+    assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import latency, student
+from benchmarks import latency, student, teacher
 from fsmde_jax.errors import ConfigError
 from fsmde_jax.models.depth_anything import VARIANTS
 from fsmde_jax.models.registry import ENCODERS
@@ -118,6 +118,9 @@ def test_a_teacher_counts_all_its_views():
         student.gflops(run, *arguments)
         for run, arguments in (latency.program(latency.Side("teacher", "tiny", "float32"), (64, 96), n) for n in (1, 2))
     )
+    together = teacher.port("tiny", "float32", teacher.COUNTED)
+    images = jnp.zeros((6, 56, 84, 3))
+    assert student.gflops(together, teacher.random_parameters("tiny"), images) == pytest.approx(6 * one, rel=0.05)
     by_hand = 12 * (2 * 25 * 12 * 192**2 + 4 * 25 * 25 * 192)  # blocks of 24 tokens and the class token
     assert by_hand < 1e9 * one < 3 * by_hand  # the rest: the head
     assert loop == pytest.approx(one, rel=0.05)
@@ -162,6 +165,7 @@ def test_all_encoders_are_default():
         (["--compile", "--no-torch"], "--compile: of teacher small"),
         (["--rigs", "0"], "--rigs 0: expected at least 1"),
         (["--onnx", "--rigs", "2"], "--onnx: .* one rig"),
+        (["--profile", "resnet18", "--rigs", "2"], "--profile: of one rig"),
         (["--onnx", "--dtype", "bfloat16"], "--onnx: .* float32"),
     ],
 )

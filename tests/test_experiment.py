@@ -3,7 +3,12 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -106,16 +111,49 @@ def test_an_error_of_a_run_names_its_folder_and_log(jobs, tmp_path):
         experiment.run_all(_supervised(), tmp_path, DATA)
 
 
-def test_several_jobs_at_a_time_need_at_least_one(tmp_path):
-    with pytest.raises(ConfigError, match="--jobs 0: expected at least 1"):
-        experiment.run_all(_supervised(), tmp_path, DATA, jobs=0)
-
-
-def test_an_error_in_a_process_ends_the_others(tmp_path):
+def test_an_error_in_a_process_is_the_commands(tmp_path):
     """Their records are not there."""
     with pytest.raises(DataError, match=r"records/train[\s\S]*seed\d; its output is in log\.txt"):
+        experiment.run_all(_supervised(), tmp_path, DATA, jobs=2)
+
+
+def test_an_error_in_a_process_ends_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_timed", made_up_runs.first_fails)
+    started = time.monotonic()
+    with pytest.raises(DataError, match="the first"):
         experiment.run_all(_supervised(count=3), tmp_path, DATA, jobs=2)
-    assert not multiprocessing.active_children()
+    assert not multiprocessing.active_children() and time.monotonic() - started < 300
+
+
+def test_processes_end_with_a_killed_command(tmp_path):
+    """Its own clean-up does not run then."""
+    script = (
+        "from pathlib import Path\nfrom fsmde_jax.experiment import parallel\nfrom tests import made_up_runs\n"
+        "from tests.test_experiment import _supervised\n"
+        "if __name__ == '__main__':\n    parallel._timed = made_up_runs.sleeps\n"
+        f"    list(parallel.execute_all(_supervised(), Path({str(tmp_path)!r}), {{}}, 2))\n"
+    )
+    path = tmp_path / "command.py"
+    path.write_text(script)
+    root = str(Path(__file__).resolve().parents[1])
+    command = subprocess.Popen([sys.executable, str(path)], env={**os.environ, "PYTHONPATH": root})
+    _wait(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    command.kill()
+    command.wait()
+    numbers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    _wait(lambda: not any(Path(f"/proc/{number}").exists() for number in numbers))
+
+
+def _wait(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_every_job_has_cores():
+    assert [parallel.cores_of(i, 2, [0, 3, 4, 7, 8]) for i in (0, 1)] == [[0, 4, 8], [3, 7]]
+    assert [parallel.cores_of(i, 3, [0, 1]) for i in range(3)] == [[0, 1]] * 3
 
 
 def test_a_killed_process_is_told(tmp_path, monkeypatch):
@@ -276,6 +314,9 @@ def _main(*words):
         (["--suite", "ablation", "--rig", "ddad", "--seeds", "100"], "a test takes other seeds"),
         (["--suite", "ablation", "--report", "x", "--rows", "ckd"], "--suite, --rig and --root only"),
         (["--suite", "ablation", "--rig", "ddad", "--prepare", "--dry_run"], "only makes the records"),
+        (["--suite", "ablation", "--rig", "ddad", "--prepare", "--jobs", "2"], "only makes the records"),
+        (["--suite", "ablation", "--report", "x", "--jobs", "2"], "--suite, --rig and --root only"),
+        (["--suite", "ablation", "--rig", "ddad", "--jobs", "0"], "--jobs 0: expected at least 1"),
     ],
 )
 def test_mistakes_on_the_command_line(words, message, capsys, tmp_path, monkeypatch):

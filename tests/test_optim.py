@@ -66,6 +66,7 @@ def test_updates_times_the_rates_are_adamw_under_that_schedule():
     reference = optax.adamw(schedule, weight_decay=0.1, mask=jax.tree.map(lambda p: p.ndim > 1, PARAMS))
     mine, theirs = PARAMS, PARAMS
     my_state, their_state = ours.init(mine), reference.init(theirs)
+    assert jax.tree.structure(my_state) == jax.tree.structure(their_state)  # checkpoints of either can be read
     for step in range(8):
         gradients = jax.tree.map(lambda p, step=step: p * 0.5 + step, PARAMS)
         updates, my_state = ours.update(gradients, my_state, mine)

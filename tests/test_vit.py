@@ -103,6 +103,20 @@ def test_attention_and_its_gradient_are_torchs(implementation, size, limit):
     assert error(gradient, x.grad) < limit
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu" or not vit._flash_runs(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("tokens", [1126, 1127])
+def test_flash_attention_and_its_gradient_are_xlas(tokens):
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, tokens, 3, 6, 64)), jnp.bfloat16)
+
+    def loss(x, implementation):
+        out = vit.attend(x, implementation)
+        return (out.astype(jnp.float32) ** 2).sum(), out
+
+    (flash, ours), (gradient, expected) = (jax.grad(loss, has_aux=True)(qkv, kind) for kind in (None, "xla"))
+    assert error(ours.astype(jnp.float32), expected.astype(jnp.float32)) < 0.02
+    assert error(flash.astype(jnp.float32), gradient.astype(jnp.float32)) < 0.02
+
+
 @pytest.mark.parametrize("implementation", [None, "xla"])
 def test_attention_sums_in_float32(implementation):
     """1500 equal scores: a bfloat16 sum of ones stops at 256, and the mean of the values would come out wrong."""
@@ -113,9 +127,12 @@ def test_attention_sums_in_float32(implementation):
     assert error(ours[:, :1], value.mean(1, keepdims=True)) < 0.006
 
 
-@pytest.mark.parametrize("version", ["cpu", "PJRT C API\ncuda 13000", "PJRT C API\nrocm 70000"])
+@pytest.mark.parametrize(
+    ("version", "capability"),
+    [("cpu", ""), ("PJRT C API\ncuda 13000", "9.0"), ("PJRT C API\ncuda 13000", "7.5"), ("PJRT C API\nrocm 70000", "")],
+)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_flash_attention_is_for_16_bit_on_nvidia(monkeypatch, version, dtype):
+def test_flash_attention_is_for_16_bit_on_nvidia_from_ampere_on(monkeypatch, version, capability, dtype):
     """cuDNN itself cannot run here: which implementations the program holds, not what they compute."""
     asked = []
 
@@ -123,11 +140,11 @@ def test_flash_attention_is_for_16_bit_on_nvidia(monkeypatch, version, dtype):
         asked.append(implementation)
         return value
 
-    device = SimpleNamespace(client=SimpleNamespace(platform_version=version))
+    device = SimpleNamespace(client=SimpleNamespace(platform_version=version), compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda: [device])
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     jax.eval_shape(lambda qkv: vit.attend(qkv), jax.ShapeDtypeStruct((2, 5, 3, 3, 8), dtype))  # a trace of its own
-    assert sorted(asked) == (["cudnn", "xla"] if "cuda" in version and dtype == jnp.bfloat16 else ["xla"])
+    assert sorted(asked) == (["cudnn", "xla"] if capability == "9.0" and dtype == jnp.bfloat16 else ["xla"])
 
 
 def test_norms_do_not_cancel():

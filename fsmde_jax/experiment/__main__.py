@@ -145,10 +145,15 @@ def job(args: argparse.Namespace) -> None:
       FsmdeError: see `run_all`, `check`, `report.report`; unknown names.
     """
     suite, root = load_suite(args.suite), Path(args.root)
+    computing = args.rows or args.seeds is not None or args.sweeps or args.phase or args.jobs != 1
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs}: expected at least 1")
+    if args.jobs > 1:
+        parallel.share_device()
     if args.rig:
         check_name("--rig", args.rig, suite.rigs)
     if args.report:
-        if args.rows or args.seeds is not None or args.sweeps or args.phase or args.dry_run or args.prepare:
+        if computing or args.dry_run or args.prepare:
             raise ConfigError("--report shows all that is there; it goes with --suite, --rig and --root only")
         for path in reports.report(suite, root, [args.rig] if args.rig else list(suite.rigs), args.report):
             print(f"written: {path}")
@@ -156,7 +161,7 @@ def job(args: argparse.Namespace) -> None:
     if not args.rig:
         raise ConfigError(f"name a rig with --rig; {suite.name} has {', '.join(suite.rigs)}")
     if args.prepare:
-        if args.rows or args.seeds is not None or args.sweeps or args.phase or args.dry_run:
+        if computing or args.dry_run:
             raise ConfigError("--prepare only makes the records and caches; it goes with --suite and --rig only")
         inputs.prepare(suite, args.rig)
         return

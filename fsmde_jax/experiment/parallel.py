@@ -3,6 +3,7 @@
 import concurrent.futures
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -11,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.errors import TrainingError
 from fsmde_jax.experiment import runs as runs_of
 from fsmde_jax.experiment.plan import Run
 
@@ -25,25 +26,20 @@ def execute_all(runs: Sequence[Run], root: Path, data: Mapping[str, str], jobs: 
       runs: what to run, no folder twice.
       root: folder of all experiments.
       data: fingerprints of the records.
-      jobs: at a time. With 1 they run in this process. On an accelerator they share it: memory is taken as needed.
+      jobs: at a time. One runs in this process. On an accelerator they share it (see `share_device`).
 
     Raises:
-      ConfigError: jobs is not positive.
       FsmdeError: of a run; those that run beside it are ended and go on when the command is given again.
       TrainingError: a process was killed.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: expected at least 1")
-    if jobs == 1:
+    jobs = min(jobs, len(runs))
+    if jobs <= 1:
         for run in runs:
             yield _timed(run, root, data)
         return
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # for the processes; else the first takes it all
-    number = context.Value("i", 0)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_settle, initargs=(root, number, jobs)
-    )
+    settings = (root, context.Value("i", 0), jobs, os.getpid())
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _settle, settings)
     try:
         for future in concurrent.futures.as_completed([pool.submit(_timed, run, root, data) for run in runs]):
             yield future.result()
@@ -60,6 +56,19 @@ def execute_all(runs: Sequence[Run], root: Path, data: Mapping[str, str], jobs: 
             process.join()
 
 
+def share_device() -> None:
+    """Lets the processes that this one starts take an accelerator's memory as they need it, instead of most of it each.
+
+    To be called before JAX is used here, which counts as one of them.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def cores_of(number: int, jobs: int, cores: Sequence[int]) -> list[int]:
+    """Cores of job `number` of 0 ... jobs - 1: a share of its own, or all where there are fewer cores than jobs."""
+    return list(cores[number::jobs] if len(cores) >= jobs else cores)
+
+
 def _timed(run: Run, root: Path, data: Mapping[str, str]) -> Done:
     started = time.monotonic()
     result = runs_of.execute(run, root, data)
@@ -67,11 +76,18 @@ def _timed(run: Run, root: Path, data: Mapping[str, str]) -> Done:
     return run, result, time.monotonic() - started
 
 
-def _settle(root: Path, number: Any, jobs: int) -> None:
-    """Start of a process: its cores, where there are enough for all, and what the command itself has set."""
-    with number.get_lock():
-        mine, number.value = number.value, number.value + 1
-    if hasattr(os, "sched_setaffinity") and (cores := sorted(os.sched_getaffinity(0))[mine % jobs :: jobs]):  # Linux
-        os.sched_setaffinity(0, cores)
+def _settle(root: Path, started: Any, jobs: int, parent: int) -> None:
+    """Start of a process: its cores, what the command itself has set, and no life after the parent's."""
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        os.sched_setaffinity(0, cores_of(number, jobs, sorted(os.sched_getaffinity(0))))
     logging.set_verbosity(logging.WARNING)
     runs_of.use_cache(root)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -91,11 +91,20 @@ def _attend_fused(qkv: Array, implementation: str | None) -> Array:
     return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
 
 
+def _flash_runs() -> bool:
+    """Whether the devices here are NVIDIA GPUs that cuDNN's flash attention supports."""
+    devices = jax.devices()
+    if "cuda" not in devices[0].client.platform_version:
+        return False
+    return all(float(device.compute_capability) >= 8 for device in devices)
+
+
 def attend(qkv: Array, implementation: str | None = None) -> Array:
     """Softmax attention of each head over all tokens: [M, T, 3, heads, width] -> [M, T, heads, width].
 
     Scores and softmax are float32 in any compute dtype. The form is chosen for the platform that the program is
-    compiled for: image after image on CPU, cuDNN's flash attention on NVIDIA GPUs in 16-bit dtypes, XLA's elsewhere.
+    compiled for: image after image on CPU, cuDNN's flash attention on NVIDIA GPUs from compute capability 8.0 (Ampere)
+    in 16-bit dtypes, XLA's elsewhere.
 
     Args:
       qkv: queries, keys and values.
@@ -104,7 +113,7 @@ def attend(qkv: Array, implementation: str | None = None) -> Array:
     if implementation is not None:
         return _attend_fused(qkv, implementation)
     forms: dict[str, Any] = {"cpu": _attend_by_heads, "default": functools.partial(_attend_fused, implementation="xla")}
-    if qkv.dtype in (jnp.bfloat16, jnp.float16) and "cuda" in jax.devices()[0].client.platform_version:
+    if qkv.dtype in (jnp.bfloat16, jnp.float16) and _flash_runs():
         forms["cuda"] = functools.partial(_attend_fused, implementation="cudnn")
     return jax.lax.platform_dependent(qkv, **forms)
 
