@@ -112,13 +112,15 @@ def test_operations_of_a_resnet18(tiny_student):
     assert counted == pytest.approx(6 * 2 * total / 1e9, rel=0.03)
 
 
-def test_a_teacher_counts_all_its_views():
+def test_a_teacher_counts_all_its_views(monkeypatch):
     """On a CPU its views run in a loop, whose body XLA counts once: one view is what is counted, then multiplied."""
     one, loop = (
         student.gflops(run, *arguments)
         for run, arguments in (latency.program(latency.Side("teacher", "tiny", "float32"), (64, 96), n) for n in (1, 2))
     )
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where all views run together
     together = teacher.port("tiny", "float32", teacher.COUNTED)
+    monkeypatch.undo()
     images = jnp.zeros((6, 56, 84, 3))
     assert student.gflops(together, teacher.random_parameters("tiny"), images) == pytest.approx(6 * one, rel=0.05)
     by_hand = 12 * (2 * 25 * 12 * 192**2 + 4 * 25 * 25 * 192)  # blocks of 24 tokens and the class token
@@ -191,6 +193,7 @@ def test_packages_that_are_not_there(monkeypatch):
 
 
 def test_no_processor_beside_an_accelerator(monkeypatch):
+    importlib.import_module("torch")  # it looks for packages of its own, which are not all there
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     for options, message in (
