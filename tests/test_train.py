@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fsmde_jax import checkpoint, trivial, weights
+from fsmde_jax import checkpoint, optim, trivial, weights
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.evaluate import EvalOptions, evaluate, evaluate_run
@@ -85,9 +85,9 @@ def command_line(config, path, workdir):
     return [sys.executable, "-m", "fsmde_jax.main", *flags]
 
 
-def losses(workdir):
+def losses(workdir, key="train/loss"):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    return {line["step"]: line[key] for line in lines if key in line}
 
 
 def final_parameters(workdir):
@@ -105,6 +105,12 @@ def test_a_run_learns_and_leaves_everything_behind(whole_run):
     curve = losses(whole_run)
     assert sorted(curve) == list(range(1, 9))
     assert np.mean([curve[7], curve[8]]) < np.mean([curve[1], curve[2]])
+    c = base.get_config().optim
+    schedule = optim.learning_rate_schedule(
+        lr=1e-3, warmup_steps=c.warmup_steps, steps=8, final_lr_scale=c.final_lr_scale
+    )
+    rates = losses(whole_run, "train/lr")
+    np.testing.assert_allclose([rates[step] for step in range(1, 9)], [schedule(done) for done in range(8)], rtol=1e-6)
     identity = json.loads((whole_run / "identity.json").read_text())
     assert identity["versions"]["jax"] == jax.__version__
     assert identity["config"]["train"]["steps"] == 8
