@@ -267,6 +267,9 @@ def test_the_step_learns_the_teachers_bins(records):
         state, metrics = step(state, job.batch, 1.0, job.frozen)
         values.append(float(metrics["ckd_prob"]))
     assert values[-1] < 0.6 * values[0]
+    programs = step._cache_size()
+    step(state, job.batch, 0.5, job.frozen)
+    assert step._cache_size() == programs  # another rate is the same one
 
 
 def test_a_cache_gives_the_same_loss_as_the_teacher_in_the_step(records, tmp_path):

@@ -86,9 +86,9 @@ def _attend_by_heads(qkv: Array) -> Array:
     return jax.lax.map(one_image, qkv)
 
 
-def _attend_fused(qkv: Array, implementation: str | None) -> Array:
+def _attend_fused(qkv: Array, implementation: str) -> Array:
     query, key, value = (qkv[:, :, i] for i in range(3))
-    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[call-overload]
 
 
 def _flash_runs() -> bool:
