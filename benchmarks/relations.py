@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from fsmde_jax import build, checkpoint, evaluate, geometry, identity, relation_probe, sharding
+from fsmde_jax import build, checkpoint, compatible, evaluate, geometry, identity, relation_probe, sharding
 from fsmde_jax.convert import add_teacher_flags
 from fsmde_jax.data.pipeline import chosen_indices, eval_batches
 from fsmde_jax.data.records import Records, open_records
@@ -135,7 +135,7 @@ def student_source(workdir: Path, records: Records, grid: tuple[int, int]) -> So
         lambda: init_state(model, optax.identity(), 0, len(records.cameras), size, sharding.make_mesh())
     )
     wanted = {"params": template.params, "batch_stats": template.batch_stats}
-    variables = checkpoint.fit_parameters(wanted, tree, where)
+    variables = compatible.fit_parameters(wanted, tree, where)
     predict = make_predict(model, lambda outputs: tokens_of(outputs["features"], grid))
 
     def run(batch: dict[str, Any]) -> dict[str, Any]:

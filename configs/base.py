@@ -99,10 +99,20 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.final_lr_scale = 0.05  # rate at the last step / peak
     c.optim.weight_decay = 1e-2  # AdamW; not on biases and normalisation
     c.optim.clip_norm = 1.0  # global gradient norm; 0 = no clipping
+    # Of an exponential moving average of the parameters, per step, e.g. 0.999; it is what is evaluated, kept as the
+    # best and exported. 0 = none.
+    c.optim.average_decay = 0.0
 
     c.train = ml_collections.ConfigDict()
     c.train.encoder_weights = ""  # .safetensors or .pth with ImageNet weights; "" = random initialisation
     c.train.steps = 50_000
+    c.train.batch_parts = (
+        1  # compute a batch's network in so many parts: less memory, the same losses (docs/scaling.md)
+    )
+    c.train.fsdp = 1  # divide large parameters and their optimiser state over so many devices; 1 = whole on each
+    c.train.max_skipped_steps = (
+        10  # steps whose loss or gradient is not finite are left out; a run with more of them ends
+    )
     c.train.log_every = 50  # steps
     c.train.picture_every = 1000  # steps between depth pictures in TensorBoard; 0 = none
     c.train.eval_every = 2500  # steps between evaluations; 0 = only at the end

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import functools
+import importlib
 import os
 import re
 import shutil
@@ -9,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,14 @@ def add_common_flags(parser: argparse.ArgumentParser, *, image_size: str) -> Non
         default="stop",
         help="skip: leave out damaged samples and list them in the manifest",
     )
+    parser.add_argument(
+        "--runner", metavar="RUNNER",
+        help="convert by Apache Beam instead of --workers: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner ..."
+        " (docs/scaling.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--beam_options", default="", metavar="'--key=value ...'", help="pipeline options of Beam, with --runner"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print samples, time and disk estimates; write nothing")
 
 
@@ -140,12 +150,30 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(f"--split={split}: expected letters, digits, _ and - only; it becomes part of file names")
 
 
-def run(args: argparse.Namespace, source: Source) -> None:
-    """Converts `source` (or only estimates, with --dry_run) and says what was made.
+def opener(function: str, *arguments: Any, **options: Any) -> Callable[[], Source]:
+    """A picklable call of `module:function`: by name, as the module that runs as a command has another one."""
+    return functools.partial(_call, function, arguments, options)
 
-    Exits with status 1 if a dry run found a problem, 130 if interrupted.
+
+def _call(function: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Source:
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)(*arguments, **options)
+
+
+def _opened(open_source: Callable[[], Source], samples: slice, limit: int | None) -> Source:
+    return take(take(open_source(), samples), slice(limit))
+
+
+def run(args: argparse.Namespace, open_source: Callable[[], Source]) -> None:
+    """Converts a source (or only estimates, with --dry_run) and says what was made.
+
+    `open_source` is picklable, as workers of Apache Beam call it, too. Exits with status 1 if a dry run found a
+    problem, 130 if interrupted.
     """
-    source = take(take(source, args.samples), slice(args.limit))
+    if args.beam_options and not args.runner:
+        raise ConfigError("--beam_options belong to --runner")
+    open_part = functools.partial(_opened, open_source, args.samples, args.limit)
+    source = open_part()
     options = BuildOptions(args.image_size, args.jpeg_quality, source.point_rule)
     if args.dry_run:
         _dry_run(source, options, args)
@@ -155,8 +183,9 @@ def run(args: argparse.Namespace, source: Source) -> None:
     try:
         with terminate_as_interrupt():
             made = record_writer.convert(
-                source, args.out, options, sweeps=args.sweeps, workers=args.workers, on_error=args.on_error
-            )
+                source, args.out, options, sweeps=args.sweeps, workers=args.workers, on_error=args.on_error,
+                cluster=record_writer.Cluster(open_part, args.runner, args.beam_options) if args.runner else None,
+            )  # fmt: skip
     except KeyboardInterrupt:
         print(f"\n{args.out}: interrupted; the same command goes on from the finished shards", file=sys.stderr)
         sys.exit(130)

@@ -244,10 +244,11 @@ def main(argv: list[str] | None = None) -> None:
         masks = MaskSets(args.masks, args.mask_set) if args.masks else None
         if masks is None:
             print("note: without --masks, LiDAR points on the car's own body become wrong labels (docs/data_format.md)")
-        source = open_split(
-            args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, masks=masks, dense_depth=args.dense_depth
-        )
-        cli.run(args, source)
+        opener = cli.opener(
+            "data_prep.ddad:open_split", args.json, args.split, cameras=args.cameras, sweeps=args.sweeps, masks=masks,
+            dense_depth=args.dense_depth,
+        )  # fmt: skip
+        cli.run(args, opener)
 
 
 if __name__ == "__main__":

@@ -235,11 +235,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_with_message():
         cli.check_flags(args)
-        source = open_folder(
-            args.rig, args.images, args.lidar, poses=args.poses, split=args.split, scene=args.scene,
-            cameras=args.cameras, sweeps=args.sweeps, dense_depth=args.dense_depth,
+        opener = cli.opener(
+            "data_prep.folder:open_folder", args.rig, args.images, args.lidar, poses=args.poses, split=args.split,
+            scene=args.scene, cameras=args.cameras, sweeps=args.sweeps, dense_depth=args.dense_depth,
         )  # fmt: skip
-        cli.run(args, source)
+        cli.run(args, opener)
 
 
 if __name__ == "__main__":

@@ -316,11 +316,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_with_message():
         cli.check_flags(args)
-        source = open_split(
-            args.dataroot, args.version, args.split, cameras=args.cameras, sweeps=args.sweeps,
-            dense_depth=args.dense_depth,
+        opener = cli.opener(
+            "data_prep.nuscenes:open_split", args.dataroot, args.version, args.split, cameras=args.cameras,
+            sweeps=args.sweeps, dense_depth=args.dense_depth,
         )  # fmt: skip
-        cli.run(args, source)
+        cli.run(args, opener)
 
 
 if __name__ == "__main__":

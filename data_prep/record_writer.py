@@ -7,12 +7,14 @@ samples are still described as then (calibration, poses, times, sizes of the fil
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,11 +25,28 @@ from data_prep import workers as processes
 from data_prep.plan import BuildOptions, SamplePlan, Source
 from fsmde_jax.data import schema
 from fsmde_jax.data.records import load_manifest
-from fsmde_jax.errors import DataError
+from fsmde_jax.errors import ConfigError, DataError
 
 _MAX_PER_SHARD = 128  # about 60 MB at 352x640
 _MAX_SHARDS_SMALL = 16  # small splits still give this many workers something to do
 _PARTS = ".parts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Conversion by Apache Beam (`data_prep.beam`): how a worker opens the source, the runner, and its options."""
+
+    open_source: Callable[[], Source]
+    runner: str
+    options: str = ""
+
+    def run(self, indices: list[int], job: Callable[[Source, int], shards.Job], out: Path) -> None:
+        """Makes the shards; see `beam.run`."""
+        try:
+            from data_prep import beam
+        except ImportError as error:
+            raise ConfigError(f'--runner needs Apache Beam ({error}): pip install -e ".[beam]"') from error
+        beam.run(indices, self.open_source, job, runner=self.runner, options=self.options, out=out)
 
 
 def shard_bounds(num_samples: int) -> list[tuple[int, int]]:
@@ -37,8 +56,9 @@ def shard_bounds(num_samples: int) -> list[tuple[int, int]]:
 
 
 def convert(
-    source: Source, out: str | Path, options: BuildOptions, *, sweeps: int = 0, workers: int = 1, on_error: str = "stop"
-) -> schema.Manifest:
+    source: Source, out: str | Path, options: BuildOptions, *, sweeps: int = 0, workers: int = 1,
+    on_error: str = "stop", cluster: Cluster | None = None,
+) -> schema.Manifest:  # fmt: skip
     """Writes the split to the folder `out` and returns its manifest.
 
     Args:
@@ -48,6 +68,7 @@ def convert(
       sweeps: neighbouring sweeps per sample, recorded in the manifest (`source.describe` adds them).
       workers: processes; 1 = in this process. The records do not depend on it.
       on_error: "stop", or "skip" to leave out samples that cannot be converted and list them in the manifest.
+      cluster: convert by Apache Beam instead of by `workers`; the records are the same.
 
     Raises:
       DataError: a sample cannot be converted, the folder holds something else, or it cannot be written.
@@ -66,8 +87,19 @@ def convert(
         if finished:
             print(f"{out}: resuming, {len(finished)} of {len(bounds)} shards are done", file=sys.stderr)
         workers = min(workers, len(bounds) - len(finished))
-        for index, part in _run(jobs, len(source.sample_ids), finished, bounds, workers):
-            finished[index] = part
+        if cluster is not None:
+            left = [i for i in range(len(bounds)) if i not in finished]
+            job = functools.partial(_job, out=out, options=options, on_error=on_error, identity=identity)
+            cluster.run(left, job, out)
+            finished = _finished_parts(source, out, identity, bounds)
+            if missing := [i for i in range(len(bounds)) if i not in finished]:
+                raise DataError(
+                    f"{out}: {len(missing)} shards of the Beam pipeline are not here, e.g. number {missing[0]}; the"
+                    " workers have to see this folder at this path"
+                )
+        else:
+            for index, part in _run(jobs, len(source.sample_ids), finished, bounds, workers):
+                finished[index] = part
         result = _manifest(source, options, sweeps, identity, [finished[i] for i in range(len(bounds))])
         try:
             manifests.write_metadata(out, result)
@@ -133,30 +165,41 @@ def _open_jobs(
     source: Source, out: Path, options: BuildOptions, on_error: str, identity: str, bounds: list[tuple[int, int]]
 ) -> tuple[Iterator[tuple[int, shards.Job]], dict[int, dict]]:
     """Deletes leftovers; returns the shards still to do (described lazily) and the parts of those that are done."""
-    prefix = f"{schema.TFDS_NAME}-{source.split}.tfrecord"
-    paths = [out / f"{prefix}-{i:05d}-of-{len(bounds):05d}" for i in range(len(bounds))]
-    parts = [out / _PARTS / f"{p.name}.json" for p in paths]
-    finished = _finished_parts(source, out, identity, bounds, paths, parts)
+    paths = _paths(source, out, len(bounds))[0]
+    finished = _finished_parts(source, out, identity, bounds)
     planned = {p.name for p in paths} | {f"{p.name}.index" for p in paths}
     strays = [p for p in out.glob(f"{schema.TFDS_NAME}-*.tfrecord-*") if p.name not in planned]
     for leftover in [*out.glob("*.tmp-*"), *(out / _PARTS).glob("*.tmp-*"), *strays]:
         leftover.unlink(missing_ok=True)
 
     def jobs() -> Iterator[tuple[int, shards.Job]]:
-        for i, (first, last) in enumerate(bounds):
+        for i in range(len(bounds)):
             if i not in done:
-                plans = _plans(source, first, last, on_error)
-                digest = manifests.plans_digest(plans)
-                yield i, shards.Job(paths[i], parts[i], plans, source.cameras, options, on_error, identity, digest)
+                yield i, _job(source, i, out=out, options=options, on_error=on_error, identity=identity)
 
     done = frozenset(finished)
     return jobs(), finished
 
 
-def _finished_parts(
-    source: Source, out: Path, identity: str, bounds: list[tuple[int, int]], paths: list[Path], parts: list[Path]
-) -> dict[int, dict]:
+def _paths(source: Source, out: Path, count: int) -> tuple[list[Path], list[Path]]:
+    """Files of the shards, and their part files."""
+    prefix = f"{schema.TFDS_NAME}-{source.split}.tfrecord"
+    paths = [out / f"{prefix}-{i:05d}-of-{count:05d}" for i in range(count)]
+    return paths, [out / _PARTS / f"{p.name}.json" for p in paths]
+
+
+def _job(source: Source, index: int, *, out: Path, options: BuildOptions, on_error: str, identity: str) -> shards.Job:
+    """What shard `index` of the split is made of."""
+    bounds = shard_bounds(len(source.sample_ids))
+    paths, parts = _paths(source, out, len(bounds))
+    plans = _plans(source, *bounds[index], on_error)
+    digest = manifests.plans_digest(plans)
+    return shards.Job(paths[index], parts[index], plans, source.cameras, options, on_error, identity, digest)
+
+
+def _finished_parts(source: Source, out: Path, identity: str, bounds: list[tuple[int, int]]) -> dict[int, dict]:
     """The parts of shards that are done; `DataError` if they were made of anything else than what is described now."""
+    paths, parts = _paths(source, out, len(bounds))
     finished: dict[int, dict] = {}
     refused = "delete it or choose another --out"
     for part in sorted((out / _PARTS).glob("*.json")):

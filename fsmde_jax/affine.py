@@ -3,6 +3,8 @@
 NumPy float64 on the host, as protocols P1 and P2.
 """
 
+from typing import Any
+
 import numpy as np
 
 from fsmde_jax import metrics
@@ -85,9 +87,23 @@ class AffineProtocol:
                 continue
             r, gt = sample_bilinear(rel_inv_depth[i], truth.rows[valid], truth.cols[valid], size), truth.depth[valid]
             s, t = align(r, gt)
-            self.failed[camera] += s == 0
+            self.failed[camera] += int(s == 0)
             depth = to_depth(r, s, t, min_depth=self.min_depth, max_depth=self.max_depth)
             self._means.setdefault(camera, metrics.Mean()).add(metrics.depth_metrics(depth, gt))
+
+    def totals(self) -> dict[str, Any]:
+        """What has been added, as sums (JSON): totals of several add up to those of all their samples."""
+        means = {camera: mean.totals() for camera, mean in self._means.items()}
+        return {
+            "samples": self.samples, "pixels": self.pixels, "skipped": self.skipped, "failed": self.failed,
+            "means": means,
+        }  # fmt: skip
+
+    def set_totals(self, totals: dict[str, Any]) -> None:
+        """Replaces what has been added."""
+        self.samples, self.pixels = totals["samples"], totals["pixels"]
+        self.skipped, self.failed = totals["skipped"], totals["failed"]
+        self._means = {camera: metrics.Mean(**each) for camera, each in totals["means"].items()}
 
     def table(self) -> Table:
         """{"affine": {camera or "all": {metric: value}}}; empty without a value."""

@@ -1,13 +1,15 @@
 """From a config to the objects of a job. The only place where config keys meet constructors."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from fsmde_jax import weights
+from fsmde_jax import optim, weights
 from fsmde_jax.build_teacher import Distilled, check_distillation, labels
 from fsmde_jax.data.pipeline import AugmentOptions
 from fsmde_jax.data.records import Records, open_records
@@ -15,13 +17,21 @@ from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.losses import total
 from fsmde_jax.models import depth_bins, registry
 from fsmde_jax.names import check_name, flatten
-from fsmde_jax.state import LossFn, ReadFn
+from fsmde_jax.state import LossFn, ReadFn, TrainState, init_state, make_train_step
 
 TASKS = ("student", "teacher")
 _LENGTHS = {
     "data.image_size": 2, "augment.scale": 2, "model.focal_range": 2, "model.decoder_channels": 5, "distill.tokens": 2,
 }  # fmt: skip
-_POSITIVE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.batch_size")
+_POSITIVE = (
+    "train.steps",
+    "train.batch_parts",
+    "train.fsdp",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.batch_size",
+)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -47,6 +57,8 @@ def check(config: ml_collections.ConfigDict) -> None:
                 "data.dense_depth = True: every pixel of every sample is a label then; leave data.label_fraction at 1"
                 " and data.labelled_samples at 0"
             )
+    if not 0 <= flat["optim.average_decay"] < 1:
+        raise ConfigError(f"optim.average_decay = {flat['optim.average_decay']}: expected 0 (none) or more, below 1")
     if flat["loss.gradient_weight"] < 0:
         raise ConfigError(f"loss.gradient_weight = {flat['loss.gradient_weight']}: expected 0 or more")
     if flat["eval.checkpoint"] not in ("best", "latest"):
@@ -75,6 +87,36 @@ def loss_fn(config: ml_collections.ConfigDict, distilled: Distilled | None = Non
         return lambda outputs, batch, *_: total.relative_depth_loss(outputs, batch, gradient_weight=weight)
     options = labels(config)
     return lambda outputs, batch, *_: total.supervised_loss(outputs, batch, **options)
+
+
+def training(
+    config: ml_collections.ConfigDict, mesh: Mesh, distilled: Distilled | None, cameras: int
+) -> tuple[nn.Module, Callable[[], TrainState], Any]:
+    """(model, a function that makes a fresh state on `mesh`, the compiled step) of a training job.
+
+    Args:
+      config: the job's.
+      mesh: to be set (`jax.set_mesh`) where the functions are called.
+      distilled: of a student with a teacher, whose `frozen` parameters the step takes.
+      cameras: of a rig.
+    """
+    model, o = build_model(config), config.optim
+    optimizer = optim.make_optimizer(
+        weight_decay=o.weight_decay, clip_norm=o.clip_norm, encoder_lr_scale=o.encoder_lr_scale
+    )
+    companions = distilled.loss.companions if distilled else None
+    size = (int(config.data.image_size[0]), int(config.data.image_size[1]))
+
+    def fresh() -> TrainState:
+        return init_state(
+            model, optimizer, config.seed, cameras, size, mesh, companions, average=o.average_decay > 0
+        )  # fmt: skip
+
+    step = make_train_step(
+        model, optimizer, loss_fn(config, distilled), mesh=mesh, parts=config.train.batch_parts,
+        average_decay=o.average_decay,
+    )  # fmt: skip
+    return model, fresh, step
 
 
 def read_fn(config: ml_collections.ConfigDict) -> ReadFn:

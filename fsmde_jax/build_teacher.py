@@ -182,7 +182,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     depth_range = depth_bins.canonical_range(m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range))
     loss = Distillation(
         module, size, d.tap, d.bins, d.tau_bin, weights, labels(config), depth_range, m.focal_canonical,
-        not teacher.shift_known, head, projector,
+        not teacher.shift_known, head, projector, config.train.batch_parts,
     )  # fmt: skip
     return Distilled(loss, teacher, cache)
 

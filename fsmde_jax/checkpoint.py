@@ -8,16 +8,17 @@ taken for a whole one.
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import absl.logging
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fsmde_jax.compatible import differences
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.projector import PROJECTOR_SCOPE
 from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE
@@ -25,10 +26,8 @@ from fsmde_jax.state import TrainState
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
+DAMAGED = "damaged"  # where a checkpoint goes that cannot be read
 
-# A change of these keys makes another network or other numbers of the same shape; everything else may change on resume.
-_FIXED_KEYS = ("task", "data.image_size", "data.cameras", "seed", "distill")
-_FIXED_BY_TASK = {"student": ("model",), "teacher": ("teacher.variant", "teacher.longer_side")}
 TRAINING_ONLY = (PROJECTOR_SCOPE, TEACHER_BINS_SCOPE)  # scopes that are trained beside a student, and left behind
 
 
@@ -38,42 +37,6 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(folder.resolve(), options=options)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot write here ({error}); choose another --workdir") from error
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """One line per dotted key at which two nested dicts differ, with both values; lists and tuples are the same."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(set(old) | set(new))
-        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
-    as_list = [list(v) if isinstance(v, (tuple, list)) else v for v in (old, new)]
-    return [] if as_list[0] == as_list[1] else [f"{path}: checkpoint has {old!r}, config has {new!r}"]
-
-
-def _select(config: dict[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def model_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The section `model` of a saved config. Runs from before `expectation` could be chosen took the mean of depth."""
-    return {"expectation": "depth", **config.get("model", {})}
-
-
-def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> None:
-    """Raises `ConfigError` showing every difference that forbids using checkpoint `where` with `config`."""
-    # Runs of older versions do not say these: they trained students, without a teacher.
-    alone = {**config.get("distill", {}), "w_ckd": 0.0, "w_vr": 0.0, "baseline": ""}
-    saved, config = ({"task": "student", "distill": alone, **c, "model": model_of(c)} for c in (saved, config))
-    taught = any(c["distill"].get(key) for c in (saved, config) for key in ("w_ckd", "w_vr", "baseline"))
-    keys = [key for key in _FIXED_KEYS + _FIXED_BY_TASK[config["task"]] if taught or key != "distill"]
-    lines = "\n  ".join(d for key in keys for d in differences(_select(saved, key), _select(config, key), key))
-    if lines:
-        raise ConfigError(
-            f"{where} was made with another config:\n  {lines}\n"
-            "Undo the change, or choose a new --workdir (with --init_from to start from these parameters)."
-        )
 
 
 @contextlib.contextmanager
@@ -89,14 +52,22 @@ def _writing(what: Path) -> Iterator[None]:
         ) from error
 
 
+class DamagedError(TrainingError):
+    """A checkpoint is there and cannot be read."""
+
+
 @contextlib.contextmanager
 def _reading(what: Path) -> Iterator[None]:
-    """Turns the errors of a damaged checkpoint into one message; our own errors pass."""
+    """Turns the errors of a damaged checkpoint into one message; our own errors pass.
+
+    Raises:
+      DamagedError: it cannot be read.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise TrainingError(
+        raise DamagedError(
             f"{what}: damaged checkpoint ({reason}); delete this folder, then the one before it is used"
         ) from error
 
@@ -115,8 +86,9 @@ def _without_warnings() -> Iterator[None]:
 class Checkpoints:
     """The checkpoints of one run; use as a context manager, so that writing ends before the process does.
 
-    A step holds `model` (parameters and batch statistics), `training` (step and optimiser), `data` (iterator) and
-    `meta` (JSON).
+    A step holds `model` (parameters and batch statistics), `average` (theirs, where kept), `training` (step and
+    optimiser), `data` (position of the iterator) and `meta` (JSON). With several processes every one calls every
+    method, and all see one file system.
     """
 
     def __init__(self, workdir: Path, keep: int):
@@ -141,39 +113,84 @@ class Checkpoints:
         step = int(state.step)
         if step in self._latest.all_steps():
             return
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(_model(state)),
-            training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-            data=grain.checkpoint.CheckpointSave(iterator),
-            meta=ocp.args.JsonSave(meta),
-        )
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _arrays_of(state).items()}
+        # The position is the same in every process, and means the same with any number of them.
+        position = ocp.args.JsonSave(iterator.get_state())
+        items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(meta))
         with _writing(self.workdir / CHECKPOINTS):
             self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
             self._latest.save(step, args=items)
 
-    def restore(self, state: TrainState, iterator: Any) -> tuple[TrainState, Any]:
-        """The newest (state, iterator), on the devices of `state`, which serves as the template.
+    def restore(
+        self, state: TrainState, iterator: Any, check: Callable[[dict[str, Any], str], None] = lambda meta, where: None
+    ) -> tuple[TrainState, Any, dict[str, Any]]:
+        """The newest whole (state, iterator, meta), on the devices of `state`, which serves as the template.
+
+        A damaged checkpoint is passed over with a warning for the one before it, and moved to `damaged/`.
+
+        Args:
+          state: of the shapes and on the devices that are wanted.
+          iterator: whose position is set.
+          check: (meta, where), called before anything else is read; raises what forbids going on.
 
         Raises:
-          TrainingError: the checkpoint is damaged, or the iterator belongs to another layout of the data.
+          TrainingError: no checkpoint is whole, or the iterator belongs to another layout of the data.
+          ConfigError: the checkpoint holds other parameters than `state`.
         """
-        step = self._latest.latest_step()
-        training = {"step": state.step, "opt_state": state.opt_state}
-        self._check_shapes(step, state)
-        shapes = [jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for tree in (_model(state), training)]
-        items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(shapes[0]),
-            training=ocp.args.StandardRestore(shapes[1]),
-            data=grain.checkpoint.CheckpointRestore(iterator),
-        )
-        with _reading(self.workdir / CHECKPOINTS / str(step)):
-            got = self._latest.restore(step, args=items)
-        restored = TrainState(params=got["model"]["params"], batch_stats=got["model"]["batch_stats"], **got["training"])
-        return restored, got["data"]
+        damaged: list[tuple[int, DamagedError]] = []
+        for step in sorted(self._latest.all_steps(), reverse=True):
+            try:
+                restored = self._restore(step, state, iterator, check)
+            except DamagedError as error:
+                damaged.append((step, error))
+                continue
+            for bad, why in damaged:
+                place = self._set_aside(bad)
+                if jax.process_index() == 0:
+                    print(f"warning: {str(why).split('; delete')[0]}: moved to {place}", file=sys.stderr)
+                    print(f"warning: going on from step {step} instead of {bad}", file=sys.stderr)
+            return restored
+        if len(damaged) > 1:
+            raise TrainingError(
+                f"{self.workdir / CHECKPOINTS}: all {len(damaged)} checkpoints are damaged; the newest: {damaged[0][1]}"
+            )
+        raise damaged[0][1] if damaged else TrainingError(f"{self.workdir / CHECKPOINTS}: no checkpoint to go on from")
 
-    def _check_shapes(self, step: int | None, state: TrainState) -> None:
-        """Raises `ConfigError` where the newest checkpoint holds other trained parameters than `state`."""
+    def _restore(
+        self, step: int, state: TrainState, iterator: Any, check: Callable[[dict[str, Any], str], None]
+    ) -> tuple[TrainState, Any, dict[str, Any]]:
         folder = self.workdir / CHECKPOINTS / str(step)
+        read = {name: ocp.args.JsonRestore() for name in ("meta", "data")}
+        with _reading(folder):
+            texts = self._latest.restore(step, args=ocp.args.Composite(**read))
+        check(texts["meta"], str(folder))
+        self._check_shapes(folder, state)
+        templates = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+            for name, tree in _arrays_of(state).items()
+        }
+        with _reading(folder):
+            got = self._latest.restore(step, args=ocp.args.Composite(**templates))
+        iterator.set_state(texts["data"])
+        average = got["average"] if "average" in templates else None
+        return TrainState(**got["model"], **got["training"], average=average), iterator, texts["meta"]
+
+    def _set_aside(self, step: int) -> Path:
+        """Moves a damaged checkpoint out of the way; where it is now."""
+        place = self.workdir / DAMAGED / str(step)
+        if jax.process_index() == 0:
+            number = 1
+            while place.exists():
+                number += 1
+                place = place.with_name(f"{step}_{number}")
+            place.parent.mkdir(exist_ok=True)
+            (self.workdir / CHECKPOINTS / str(step)).rename(place)
+        ocp.utils.sync_global_processes("damaged checkpoint moved") if jax.process_count() > 1 else None
+        self._latest.reload()
+        return place
+
+    def _check_shapes(self, folder: Path, state: TrainState) -> None:
+        """Raises `ConfigError` where a checkpoint holds other trained parameters than `state`."""
         with _reading(folder), _without_warnings(), ocp.StandardCheckpointer() as checkpointer:
             saved = checkpointer.metadata((folder / "model").resolve()).item_metadata
             if saved is None:
@@ -186,16 +203,10 @@ class Checkpoints:
                 " teacher, say), or choose a new --workdir (with --init_from to start from these parameters)."
             )
 
-    def latest_meta(self) -> dict[str, Any]:
-        """The JSON that was saved with the newest checkpoint."""
-        step = self._latest.latest_step()
-        with _reading(self.workdir / CHECKPOINTS / str(step)):
-            return self._latest.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-
     def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Replaces the best checkpoint; the old one is deleted after the new one is whole. Steps must grow."""
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave(without_companions(_model(state))), meta=ocp.args.JsonSave(meta)
+            model=ocp.args.StandardSave(without_companions(state.model)), meta=ocp.args.JsonSave(meta)
         )
         with _writing(self.workdir / BEST):
             self._best.wait_until_finished()
@@ -230,6 +241,12 @@ class Checkpoints:
 
 def _model(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _arrays_of(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint that hold arrays."""
+    average = {} if state.average is None else {"average": state.average}
+    return {"model": _model(state), "training": {"step": state.step, "opt_state": state.opt_state}, **average}
 
 
 def _flat_shapes(tree: Any) -> dict[str, Any]:
@@ -273,7 +290,7 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
         )
     place = (folder / str(step := max(steps))).resolve()
     with _reading(folder / str(step)):
-        model = _arrays(place / "model")
+        model = _arrays(place / ("average" if (place / "average").is_dir() else "model"))
         meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
     return without_companions(model), meta, step
 
@@ -318,29 +335,6 @@ def read_tree(folder: Path) -> tuple[Any, dict[str, Any]]:
     with _reading(folder):
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         return _arrays((folder / "model").resolve()), card
-
-
-def fit_parameters(template: Any, source: Any, where: str) -> Any:
-    """`source` placed like `template`, after checking that names and shapes agree.
-
-    Raises:
-      TrainingError: listing every missing, extra and misshapen parameter.
-    """
-
-    def flat(tree: Any) -> dict[str, Any]:
-        return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-    wanted, found = flat(template), flat(source)
-    problems = [f"missing {name}" for name in sorted(set(wanted) - set(found))]
-    problems += [f"not expected {name}" for name in sorted(set(found) - set(wanted))]
-    problems += [
-        f"{name}: {found[name].shape} instead of {wanted[name].shape}"
-        for name in sorted(set(wanted) & set(found))
-        if found[name].shape != wanted[name].shape
-    ]
-    if problems:
-        raise TrainingError(f"{where} does not fit this config's model:\n  " + "\n  ".join(problems))
-    return jax.tree.map(lambda t, s: jax.device_put(s, t.sharding), template, source)
 
 
 def dump_json(path: Path, value: Any) -> None:

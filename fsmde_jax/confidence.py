@@ -193,6 +193,16 @@ class Confidence:
             if labelled.any():
                 self._mean(camera, "coverage", coverage(maps["pit"][i][labelled].astype(np.float64)))
 
+    def totals(self) -> dict[str, Any]:
+        """What has been added, as sums (JSON): totals of several add up to those of all their samples."""
+        sums = {camera: {name: np.asarray(v).tolist() for name, v in of.items()} for camera, of in self._sums.items()}
+        return {"sums": sums, "counts": self._counts}
+
+    def set_totals(self, totals: dict[str, Any]) -> None:
+        """Replaces what has been added."""
+        self._sums = {camera: {name: np.asarray(v) for name, v in of.items()} for camera, of in totals["sums"].items()}
+        self._counts = totals["counts"]
+
     def _in_range(self, depth: np.ndarray) -> np.ndarray:
         return (depth > self.min_depth) & (depth < self.max_depth)
 

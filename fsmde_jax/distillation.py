@@ -62,6 +62,7 @@ class Distillation:
       shift: whether the teacher's map has an unknown shift as well as an unknown scale, for `aligned`.
       head: the trained bin head of `learned`, otherwise None.
       projector: of a baseline that needs one, otherwise None.
+      parts: compute the teacher on a batch in so many parts.
     """
 
     module: Any
@@ -76,6 +77,7 @@ class Distillation:
     shift: bool = True
     head: TeacherBins | None = None
     projector: Projector | None = None
+    parts: int = 1
 
     def companions(self, key: Array, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """Fresh parameters of what is trained beside the student, by scope: none, `projector`, `teacher_bins`.
@@ -131,7 +133,7 @@ class Distillation:
         if self.module is None:
             return teacher_signal.cached_maps(batch)
         images = normalise_images(batch["clean_images"])
-        return teacher_signal.run_teacher(self.module, teacher, images, size=self.size, tap=self.tap)
+        return teacher_signal.run_teacher(self.module, teacher, images, size=self.size, tap=self.tap, parts=self.parts)
 
     def _learned(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], params: Mapping[str, Any], maps: TeacherMaps

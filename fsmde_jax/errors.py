@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 
 class FsmdeError(Exception):
-    """Base class of every error that the user can mend."""
+    """Base class of every error that the user can mend; `status` is what the process ends with."""
+
+    status = 1
 
 
 class DataError(FsmdeError):
@@ -27,9 +29,9 @@ class TrainingError(FsmdeError):
 
 @contextlib.contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Runs a command line's body; an `FsmdeError` is printed as one message and ends the process with status 1."""
+    """Runs a command line's body; an `FsmdeError` is printed as one message and ends the process with its status."""
     try:
         yield
     except FsmdeError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.status)

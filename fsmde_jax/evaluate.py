@@ -12,12 +12,12 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import affine, build, checkpoint, geometry, identity, sharding, trivial
+from fsmde_jax import affine, build, compatible, distributed, geometry, identity, sharding, trivial
 from fsmde_jax.confidence import Confidence, measure
 from fsmde_jax.data import pipeline, transforms
 from fsmde_jax.data.records import Records, require_dense_depth, select_cameras
 from fsmde_jax.data.schema import RigSample
-from fsmde_jax.errors import ConfigError, DataError, TrainingError
+from fsmde_jax.errors import DataError, TrainingError
 from fsmde_jax.eval_data import check_records, dense_maps, flip_batch, hide_cameras, label_maps, split_cameras
 from fsmde_jax.eval_options import EvalOptions, check, options_from
 from fsmde_jax.protocols import PointRule, SurroundProtocol, VfdepthProtocol
@@ -70,7 +70,8 @@ def evaluate(
     Args:
       predict_fn: batch of NumPy arrays as data/pipeline yields (no record_index) -> [B, N, H, W] (`PredictFn`).
       records: what to evaluate on; ground truth is their own sweep, never the accumulated training labels, or their
-        dense depth (`options.ground_truth`).
+        dense depth (`options.ground_truth`). Each of several processes takes a share; all get the results, and each
+        the pictures of its own share.
       options: see `EvalOptions`.
       run_identity: stored with the results.
       baselines: {name: predictor on NumPy batches}, measured on the same samples without test-time augmentation.
@@ -79,9 +80,8 @@ def evaluate(
       ConfigError, DataError: see `check_records`, and damaged records.
       TrainingError: a prediction is not finite; names the sample.
     """
-    if jax.process_count() > 1:
-        raise ConfigError("evaluation runs in one process: start it apart with --mode evaluate")
     title, count = check_records(records, options)
+    start, stop = _share(count)
     rule = records.manifest.point_rule
     protocol = _protocol(options, rule)
     others = {name: (fn, _protocol(options, rule, extras=False)) for name, fn in (baselines or {}).items()}
@@ -89,7 +89,8 @@ def evaluate(
         min_depth=options.min_depth, max_depth=options.max_depth, point_rule=rule, truth=options.ground_truth
     )
     names, kept, hidden = split_cameras(records.cameras, options.drop_cameras)
-    wanted = {int(i) for i in np.linspace(0, count - 1, min(options.num_pictures, count)).round()}
+    own = stop - start
+    wanted = {int(i) for i in np.linspace(0, own - 1, min(options.num_pictures, own)).round()}
     pictures: list[tuple[str, np.ndarray]] = []
 
     def consume(prediction: Any, batch: dict[str, Any], samples: list[RigSample], indices: list[int]) -> None:
@@ -115,9 +116,11 @@ def evaluate(
             bar.update()
 
     batches = pipeline.eval_batches(
-        records, options.image_size, options.batch_size, options.limit, num_threads=options.num_threads
-    )
-    with tqdm(total=count, desc="evaluate", unit="rig", disable=None, dynamic_ncols=True) as bar:
+        records, options.image_size, options.batch_size, options.limit, start=start, stop=stop,
+        num_threads=options.num_threads,
+    )  # fmt: skip
+    silent = None if distributed.is_main() else True  # None: as the terminal is
+    with tqdm(total=own, desc="evaluate", unit="rig", disable=silent, dynamic_ncols=True) as bar:
         pending: tuple[Any, ...] | None = None
         for batch, samples, indices in batches:
             hide_cameras(batch, hidden)
@@ -127,6 +130,8 @@ def evaluate(
             pending = (prediction, batch, samples, indices)
         if pending is not None:
             consume(*pending)
+    for each in (protocol, known, *(other for _, other in others.values())):
+        each.set_totals(distributed.total(each.totals()))
     if protocol.samples != count:
         where = f"the manifest of {records.folders[0]}"
         raise DataError(f"evaluated {protocol.samples} samples, expected {count} from {where}")
@@ -144,6 +149,14 @@ def evaluate(
         trivial={name: next(iter(other.table().values())) for name, (_, other) in others.items()},
         failed=protocol.failed if isinstance(protocol, affine.AffineProtocol) else {}, confidence=known.result(),
     )  # fmt: skip
+
+
+def _share(count: int) -> tuple[int, int]:
+    """The samples [start, stop) that this process evaluates: whole groups of those that P2 pools."""
+    groups = -(-count // VFDEPTH_BATCH)
+    each = -(-groups // jax.process_count()) * VFDEPTH_BATCH
+    start = min(jax.process_index() * each, count)
+    return start, min(start + each, count)
 
 
 def _described(options: EvalOptions) -> dict[str, Any]:
@@ -204,7 +217,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: st
     current = config.to_dict()
     model = build.build_model(config)
     predict = make_predict(model, build.read_fn(config))
-    variables = checkpoint.fit_parameters(_template(model, len(records.cameras), options.image_size), tree, where)
+    variables = compatible.fit_parameters(_template(model, len(records.cameras), options.image_size), tree, where)
     made_by = identity.run_identity(current, {"eval": records.fingerprint})
     made_by |= {"checkpoint": where if init_from else config.eval.checkpoint, "step": meta["step"]}
     made_by |= {"trained_as": meta["identity"]}
@@ -219,11 +232,12 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: st
     stem += "_dense" * (options.ground_truth == "dense") + "_flip" * options.flip_tta
     if options.drop_cameras:
         stem += "_without_" + "_".join(re.sub(r"\W", "-", name) for name in sorted(set(options.drop_cameras)))
-    files = results.write(Path(workdir) / "evaluation", stem)
-    print(results.to_markdown())
-    print("written: " + ", ".join(str(file) for file in files))
+    if distributed.is_main():
+        files = results.write(Path(workdir) / "evaluation", stem)
+        print(results.to_markdown())
+        print("written: " + ", ".join(str(file) for file in files))
     if not all(math.isfinite(value) for value in results.flat().values()):
-        raise TrainingError(f"{where}: some metrics are not finite; see {files[0]}")
+        raise TrainingError(f"{where}: some metrics are not finite; see {Path(workdir) / 'evaluation'}")
     return results
 
 
@@ -251,14 +265,14 @@ def inverse(predict: PredictFn) -> PredictFn:
 
 def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
     """The config with the checkpoint's own network (only the dtype stays free); says what it replaced."""
-    wanted = {**checkpoint.model_of(saved), "dtype": config.model.dtype}
-    changed = checkpoint.differences(wanted, config.model.to_dict(), "model")
+    wanted = {**compatible.model_of(saved), "dtype": config.model.dtype}
+    changed = compatible.differences(wanted, config.model.to_dict(), "model")
     teacher = {**config.teacher.to_dict()}
     task = saved.get("task", "student")  # runs of older versions do not say it
     if task == "teacher":
         teacher |= {key: saved["teacher"][key] for key in ("variant", "longer_side")}
-        changed += checkpoint.differences(teacher, config.teacher.to_dict(), "teacher")
-    changed += checkpoint.differences(task, config.task, "task")
+        changed += compatible.differences(teacher, config.teacher.to_dict(), "teacher")
+    changed += compatible.differences(task, config.task, "task")
     if changed:
         print(f"note: {where} keeps its own network:\n  " + "\n  ".join(changed))
     trained_at = tuple(saved["data"]["image_size"])

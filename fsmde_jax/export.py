@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fsmde_jax import checkpoint
+from fsmde_jax import compatible
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.models.depth_bins import FOCAL_WIDTH
@@ -66,7 +66,7 @@ def export_onnx(where: str, out: str | Path, image_size: str = "") -> dict[str, 
     config = meta["identity"]["config"]
     if config.get("task", "student") != "student":
         raise ConfigError(f"--checkpoint {where}: trains a teacher; expected a student")
-    model = build_student(**checkpoint.model_of(config))
+    model = build_student(**compatible.model_of(config))
     trained = tuple(config["data"]["image_size"])
     size = wanted or trained
     graph = student_graph(model, tree["params"], tree["batch_stats"], size)

@@ -27,6 +27,15 @@ _INIT_FROM = flags.DEFINE_string(
     "Whose parameters start this run (fine-tuning) or are evaluated: another run's workdir, a .safetensors file of"
     " fsmde_jax.convert, or lite0, the student in this package.",
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes that train together, usually one per host; see docs/scaling.md. On Cloud TPU, SLURM, Open"
+    " MPI and Kubernetes they find each other; elsewhere name them by the next three flags.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "With --distributed: host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "With --distributed: how many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "With --distributed: which of them this is, from 0.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,15 +50,21 @@ def main(argv: Sequence[str]) -> None:
         if _MODE.value == "evaluate" and _INIT_FROM.value and not _WORKDIR.value:
             raise ConfigError("--mode evaluate --init_from: name a folder for its results with --workdir")
         workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+        if not _DISTRIBUTED.value and (_COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value >= 0):
+            raise ConfigError("--coordinator, --num_processes and --process_id belong to --distributed")
         print(f"workdir: {workdir}")
         # JAX is imported only now, so that --help and typing errors answer at once.
+        from fsmde_jax import distributed
         from fsmde_jax.evaluate import evaluate_run
         from fsmde_jax.train import train
 
-        if _MODE.value != "evaluate":
-            train(config, workdir, init_from=_INIT_FROM.value)
-        if _MODE.value != "train":
-            evaluate_run(config, workdir, _INIT_FROM.value if _MODE.value == "evaluate" else "")
+        if _DISTRIBUTED.value:
+            distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        with distributed.ending_with_peers():
+            if _MODE.value != "evaluate":
+                train(config, workdir, init_from=_INIT_FROM.value)
+            if _MODE.value != "train":
+                evaluate_run(config, workdir, _INIT_FROM.value if _MODE.value == "evaluate" else "")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -55,21 +55,19 @@ def depth_metrics(pred: np.ndarray, gt: np.ndarray) -> dict[str, float]:
 class Mean:
     """Mean of named values, kept as (sum, count) per name; `weight` lets one call stand for many values."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
+    def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, float] | None = None) -> None:
+        self.sums: dict[str, float] = dict(sums or {})
+        self.counts: dict[str, float] = dict(counts or {})
+
+    def totals(self) -> dict[str, dict[str, float]]:
+        """What `Mean(**totals)` is made of again; totals of several add up."""
+        return {"sums": self.sums, "counts": self.counts}
 
     def add(self, values: Mapping[str, float], weight: float = 1.0) -> None:
         """Adds one value per name, counted `weight` times."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + weight * float(value)
             self.counts[name] = self.counts.get(name, 0.0) + weight
-
-    def merge(self, other: "Mean") -> None:
-        """Adds everything that `other` holds."""
-        for name, total in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + total
-            self.counts[name] = self.counts.get(name, 0.0) + other.counts[name]
 
     def result(self) -> dict[str, float]:
         """Mean per name; names that never got a value with weight are absent."""

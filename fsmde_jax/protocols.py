@@ -6,7 +6,7 @@ whole prediction first, at a hundredth of the work.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -203,6 +203,17 @@ class SurroundProtocol:
         if gt.size:
             mean.add(metrics.depth_metrics(pred, gt))
 
+    def totals(self) -> dict[str, Any]:
+        """What has been added, as sums (JSON): totals of several add up to those of all their samples."""
+        return {
+            **_totals(self), "consistency_sums": self.consistency.sums, "consistency_counts": self.consistency.counts
+        }  # fmt: skip
+
+    def set_totals(self, totals: dict[str, Any]) -> None:
+        """Replaces what has been added."""
+        _set_totals(self, totals)
+        self.consistency.sums, self.consistency.counts = totals["consistency_sums"], totals["consistency_counts"]
+
     def table(self) -> Table:
         """Part -> camera or "all" -> metric -> value; parts and cameras without a value are absent."""
         return table_of(self._means)
@@ -263,10 +274,31 @@ class VfdepthProtocol:
                 mean.add(metrics.depth_metrics(values, gt))
         self._pool, self._pooled = {}, 0
 
+    def totals(self) -> dict[str, Any]:
+        """What has been added, as sums (JSON); a batch that is not full yet is closed by this call."""
+        self._flush()
+        return _totals(self)
+
+    def set_totals(self, totals: dict[str, Any]) -> None:
+        """Replaces what has been added."""
+        _set_totals(self, totals)
+
     def table(self) -> Table:
         """Part -> camera or "all" -> metric -> value; a batch that is not full yet is closed by this call."""
         self._flush()
         return table_of(self._means)
+
+
+def _totals(protocol: SurroundProtocol | VfdepthProtocol) -> dict[str, Any]:
+    means = {part: {camera: mean.totals() for camera, mean in of.items()} for part, of in protocol._means.items()}
+    return {"samples": protocol.samples, "pixels": protocol.pixels, "skipped": protocol.skipped, "means": means}
+
+
+def _set_totals(protocol: SurroundProtocol | VfdepthProtocol, totals: dict[str, Any]) -> None:
+    protocol.samples, protocol.pixels, protocol.skipped = (totals[name] for name in ("samples", "pixels", "skipped"))
+    protocol._means = {
+        part: {camera: metrics.Mean(**each) for camera, each in of.items()} for part, of in totals["means"].items()
+    }
 
 
 def table_of(means: dict[str, dict[str, metrics.Mean]]) -> Table:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsmde_jax import checkpoint, students, teacher_weights
+from fsmde_jax import checkpoint, compatible, students, teacher_weights
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models.depth_anything import VARIANTS, DepthAnything
@@ -126,7 +126,7 @@ def _open_student(where: str, said: dict[str, Any]) -> Teacher:
         raise ConfigError(f"{where}: trains a teacher; make it a file with python -m fsmde_jax.convert first")
     if config["model"].get("cross_view_blocks"):
         raise ConfigError(f"{where}: mixes the views of a rig (model.cross_view_blocks), a teacher sees single images")
-    saved = checkpoint.model_of(config)
+    saved = compatible.model_of(config)
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
     source, longer_side = f"{meta['source']} (step {meta['step']})", max(config["data"]["image_size"])
     card = Card(config["model"]["encoder"], source=source, longer_side=longer_side, student=fields)

@@ -47,7 +47,9 @@ class TeacherMaps(NamedTuple):
     features: Array | None = None  # [B, N, hf, wf, F], the head's last feature map, for `TeacherBins`
 
 
-def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int], tap: int = -1) -> TeacherMaps:
+def run_teacher(
+    module: Any, params: Any, images: Array, *, size: tuple[int, int], tap: int = -1, parts: int = 1
+) -> TeacherMaps:
     """Runs a frozen teacher on the student's images.
 
     Args:
@@ -57,6 +59,7 @@ def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int
         teacher should not see colour jitter: take `clean_images` of `train_dataset(clean_images=True)`.
       size: (Ht, Wt) of the teacher's input, multiples of its patch (`teacher_images.teacher_size`).
       tap: which of the four taps gives the tokens; -1 = the last.
+      parts: so many parts of the batch, one after the other, each of every `parts`-th rig: less memory.
 
     Returns:
       `TeacherMaps`, without gradient.
@@ -65,6 +68,10 @@ def run_teacher(module: Any, params: Any, images: Array, *, size: tuple[int, int
       ConfigError: `size` is not of positive multiples of the patch.
     """
     b, n = images.shape[:2]
+    if parts > 1:
+        split = jnp.swapaxes(images.reshape(-1, parts, *images.shape[1:]), 0, 1)
+        maps = jax.lax.map(lambda part: run_teacher(module, params, part, size=size, tap=tap), split)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(b, *x.shape[2:]), maps)
     x = resize_for_teacher(jax.lax.stop_gradient(images), *size, module.patch)
     outputs = module.apply({"params": jax.lax.stop_gradient(params)}, x.reshape(b * n, *x.shape[2:]))
 

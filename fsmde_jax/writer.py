@@ -11,8 +11,14 @@ from tensorboardX import SummaryWriter
 class Writer:
     """Writes `<workdir>/tensorboard/` and `<workdir>/metrics.jsonl`; use as a context manager."""
 
-    def __init__(self, workdir: Path, first_step: int = 1):
-        """Opens the files. Lines at or beyond `first_step`, left by an interrupted run, are dropped."""
+    def __init__(self, workdir: Path, first_step: int = 1, *, active: bool = True):
+        """Opens the files. Lines at or beyond `first_step`, left by an interrupted run, are dropped.
+
+        One of several processes is `active`; the others write nothing.
+        """
+        self._active = active
+        if not active:
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         _drop_from(self._path, first_step)
@@ -21,6 +27,8 @@ class Writer:
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """Writes scalars of one step; names with "/" are grouped by TensorBoard."""
+        if not self._active:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         for name, number in numbers.items():
             self._board.add_scalar(name, number, step)
@@ -29,18 +37,21 @@ class Writer:
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes one picture [H, W, 3] uint8."""
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        if self._active:
+            self._board.add_image(name, picture, step, dataformats="HWC")
 
     def text(self, name: str, text: str) -> None:
         """Writes one Markdown text, e.g. the config."""
-        self._board.add_text(name, text, 0)
+        if self._active:
+            self._board.add_text(name, text, 0)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._active:
+            self._lines.close()
+            self._board.close()
 
 
 def _drop_from(path: Path, step: int) -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = [
     {"fsmde_jax.main", "fsmde_jax.experiment"},
     {"fsmde_jax.train", "fsmde_jax.predict"},
+    {"fsmde_jax.loop"},
     {"fsmde_jax.evaluate", "fsmde_jax.teacher_cache"},
     {"fsmde_jax.convert", "fsmde_jax.export"},
     {"fsmde_jax.build"},
@@ -19,6 +20,7 @@ LEVELS = [
     {"fsmde_jax.teacher"},
     {"fsmde_jax.students"},
     {"fsmde_jax.checkpoint", "fsmde_jax.distillation"},
+    {"fsmde_jax.compatible"},
     {"fsmde_jax.state", "fsmde_jax.optim", "fsmde_jax.sharding", "fsmde_jax.writer", "fsmde_jax.identity",
      "fsmde_jax.data.pipeline", "fsmde_jax.losses.total", "fsmde_jax.weights", "fsmde_jax.teacher_weights",
      "fsmde_jax.models.registry", "fsmde_jax.viz.panorama", "fsmde_jax.teacher_signal",
@@ -30,6 +32,7 @@ LEVELS = [
      "fsmde_jax.data.augment", "fsmde_jax.data.teacher_maps", "fsmde_jax.data.prefetch"},
     {"fsmde_jax.geometry", "fsmde_jax.interpolate", "fsmde_jax.data.schema", "fsmde_jax.data.tfrecord",
      "fsmde_jax.data.dense", "fsmde_jax.names", "fsmde_jax.expectation"},
+    {"fsmde_jax.distributed", "fsmde_jax.preemption"},
     {"fsmde_jax.errors", "fsmde_jax"},
 ]  # fmt: skip
 SAME_LEVEL = {
@@ -99,6 +102,7 @@ def test_imports_go_downward(module):
             (
                 "fsmde_jax.main",
                 "fsmde_jax.train",
+                "fsmde_jax.loop",
                 "fsmde_jax.evaluate",
                 "fsmde_jax.build",
                 "fsmde_jax.eval_options",

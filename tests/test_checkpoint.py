@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsmde_jax import checkpoint
+from fsmde_jax import checkpoint, compatible
 from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.state import TrainState
@@ -41,8 +42,7 @@ def test_round_trip_of_state_iterator_and_meta(tmp_path):
         following = [int(next(iterator)) for _ in range(5)]
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest_step == 7
-        restored, resumed = checkpoints.restore(make_state(0, 0.0), make_iterator())
-        meta = checkpoints.latest_meta()
+        restored, resumed, meta = checkpoints.restore(make_state(0, 0.0), make_iterator())
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert meta == META
     assert [int(next(resumed)) for _ in range(5)] == following
@@ -77,28 +77,28 @@ def test_config_changes_that_make_another_network_are_refused():
         "optim": {"lr": 1},
     }
     harmless = {**saved, "optim": {"lr": 2}, "data": {"image_size": (352, 640)}}
-    checkpoint.check_config(saved, harmless, "here")
-    checkpoint.check_config(saved, {**harmless, "task": "student"}, "here")  # runs of older versions have no task
+    compatible.check_config(saved, harmless, "here")
+    compatible.check_config(saved, {**harmless, "task": "student"}, "here")  # runs of older versions have no task
     changed = {**saved, "model": {"encoder": "resnet34", "num_bins": 64}, "seed": 1}
     with pytest.raises(ConfigError) as error:
-        checkpoint.check_config(saved, changed, "here")
+        compatible.check_config(saved, changed, "here")
     assert "model.encoder: checkpoint has 'resnet18', config has 'resnet34'" in str(error.value)
     assert "seed: checkpoint has 0, config has 1" in str(error.value)
     assert "num_bins" not in str(error.value)
     # What a teacher would say matters only where one is in use.
     idle = {"w_ckd": 0.0, "w_vr": 0.0, "baseline": ""}
     old, new = ({**saved, "distill": {**idle, "bins": name}} for name in ("soft_assign", "aligned"))
-    checkpoint.check_config(old, new, "here")
+    compatible.check_config(old, new, "here")
     old, new = ({**config, "distill": {**config["distill"], "w_ckd": 1.0}} for config in (old, new))
     with pytest.raises(ConfigError, match=r"distill.bins: checkpoint has 'soft_assign', config has 'aligned'"):
-        checkpoint.check_config(old, new, "here")
+        compatible.check_config(old, new, "here")
 
 
 def test_parameters_of_another_model_are_refused_with_every_difference():
     template = make_state(0, 0.0).params
     source = {"encoder": {"w": np.zeros((3, 3))}, "other": {"b": np.zeros(4)}}
     with pytest.raises(TrainingError) as error:
-        checkpoint.fit_parameters(template, source, "runs/x")
+        compatible.fit_parameters(template, source, "runs/x")
     for text in ("runs/x", "missing ['head']['b']", "not expected ['other']['b']", "(3, 3) instead of (3, 2)"):
         assert text in str(error.value)
 
@@ -145,6 +145,38 @@ def test_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
         checkpoint.read_parameters(tmp_path, "latest")
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (3, 5, 7):
+            checkpoints.save(make_state(step, float(step)), make_iterator(), META)
+    (tmp_path / "checkpoints" / "7" / "meta" / "metadata").write_text('{"identity": ')
+    for path in (tmp_path / "checkpoints" / "5" / "training").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    shutil.copytree(tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1")  # unfinished
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        state, _, meta = checkpoints.restore(make_state(0, 0.0), make_iterator())
+        assert int(state.step) == 3 and meta == META
+        checkpoints.save(make_state(5, 5.5), make_iterator(), META)  # the number is free again
+    said = capsys.readouterr().err
+    assert said.count("damaged checkpoint") == 2 and "going on from step 3 instead of 5" in said
+    assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["5", "7"]
+    np.testing.assert_array_equal(
+        checkpoint.read_parameters(tmp_path, "latest")[0]["params"]["encoder"]["w"], np.full((3, 2), 5.5)
+    )
+
+
+def test_nothing_is_moved_where_no_checkpoint_is_whole(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (3, 5):
+            checkpoints.save(make_state(step, float(step)), make_iterator(), META)
+    for step in (3, 5):
+        (tmp_path / "checkpoints" / str(step) / "meta" / "metadata").write_text("")
+    with Checkpoints(tmp_path, keep=3) as checkpoints, pytest.raises(TrainingError, match=r"all 2 .*damaged.*/5"):
+        checkpoints.restore(make_state(0, 0.0), make_iterator())
+    assert not (tmp_path / "damaged").exists()
+
+
 def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoint(tmp_path):
     """RLIMIT_FSIZE makes the kernel refuse a large file as a full disk does; in a process of its own."""
     script = tmp_path / "script.py"
@@ -177,7 +209,7 @@ def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoint(tmp_path):
 
 def test_runs_from_before_the_choice_took_the_mean_of_depth():
     old, new = {"model": {"num_bins": 8}}, {"model": {"num_bins": 8, "expectation": "depth"}}
-    checkpoint.check_config(old, new, "here")
+    compatible.check_config(old, new, "here")
     with pytest.raises(ConfigError, match=r"model.expectation: checkpoint has 'depth', config has 'log'"):
-        checkpoint.check_config(old, {"model": {"num_bins": 8, "expectation": "log"}}, "here")
+        compatible.check_config(old, {"model": {"num_bins": 8, "expectation": "log"}}, "here")
     assert old == {"model": {"num_bins": 8}}

@@ -175,12 +175,25 @@ def test_resume_through_an_orbax_checkpoint(records, tmp_path):
         other.close()
 
 
+def test_a_position_of_one_process_is_gone_on_from_by_two(records):
+    alone = iter(stream(records, batch_size=4))
+    for _ in range(3):
+        next(alone)
+    state = alone.get_state()
+    following = [next(alone)["record_index"] for _ in range(4)]
+    for process in (0, 1):
+        part = iter(stream(records, batch_size=4, process_index=process, process_count=2))
+        part.set_state(state)
+        for whole in following:
+            np.testing.assert_array_equal(next(part)["record_index"], whole[process::2])
+        assert part.get_state() == alone.get_state()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"batch_size": 4}, "batch_size: 2 when saved, 4 now"),
         ({"seed": 2}, "seed: 1 when saved, 2 now"),
-        ({"process_count": 2}, "process_count: 1 when saved, 2 now"),
         ({"cameras": ("FRONT", "BACK")}, "cameras: "),
         ({"records": True}, "num_records: 11 when saved, 3 now"),
     ],
@@ -282,11 +295,11 @@ def test_a_limit_is_spread_over_the_records():
     assert pipeline.chosen_indices(10, 4) == [0, 2, 5, 7]
 
 
-def test_evaluation_over_hosts_gives_equal_steps_and_every_record_once(records):
-    parts = [list(pipeline.eval_batches(records, SIZE, 4, process_index=k, process_count=2)) for k in (0, 1)]
-    assert len(parts[0]) == len(parts[1]) == 3
-    assert sorted(i for part in parts for _, _, chosen in part for i in chosen) == list(range(COUNT))
-    assert all(batch["images"].shape[0] == 2 for part in parts for batch, _, _ in part)
+def test_evaluation_of_a_slice_and_of_the_rest_is_of_every_record_once(records):
+    parts = [list(pipeline.eval_batches(records, SIZE, 2, start=a, stop=b)) for a, b in ((0, 5), (5, None))]
+    assert [i for part in parts for _, _, chosen in part for i in chosen] == list(range(COUNT))
+    assert len(parts[0]) == 3 and parts[0][-1][0]["record_index"].tolist() == [4, -1]
+    assert list(pipeline.eval_batches(records, SIZE, 2, start=COUNT, stop=COUNT + 4)) == []
 
 
 def test_evaluation_may_be_left_early(records):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fsmde_jax import checkpoint, optim, trivial, weights
+from fsmde_jax import checkpoint, loop, optim, trivial, weights
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.evaluate import EvalOptions, evaluate, evaluate_run
@@ -232,7 +232,8 @@ def test_fine_tuning_from_another_model_is_refused(records, whole_run, tmp_path)
 
 
 def test_loss_that_is_not_finite_stops_with_step_terms_and_records(records, tmp_path):
-    config = make_config(records, **{"optim.lr": 1e30, "optim.clip_norm": 0.0, "optim.warmup_steps": 0})
+    wild = {"optim.lr": 1e30, "optim.clip_norm": 0.0, "optim.warmup_steps": 0}
+    config = make_config(records, **wild, **{"train.max_skipped_steps": 0})
     with pytest.raises(TrainingError) as error:
         train(config, tmp_path / "run")
     message = str(error.value)
@@ -240,6 +241,139 @@ def test_loss_that_is_not_finite_stops_with_step_terms_and_records(records, tmp_
     assert message.startswith("step 1: ")  # before anything of it is saved
     assert message.count(".tfrecord-0000") == 2 and message.count("sample sample-") == 2
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(records, tmp_path, capsys):
+    wild = {"optim.lr": 1e30, "optim.clip_norm": 0.0, "optim.warmup_steps": 0}
+    config = make_config(records, **wild, **{"train.max_skipped_steps": 5, "train.steps": 5})
+    train(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    for count in range(1, 6):
+        assert re.search(rf"warning: step {count}: the loss or its gradient is not finite[\s\S]*sample sample-", said)
+        assert f"({count} of at most 5)" in said
+    assert losses(tmp_path / "run", "train/skipped_steps")[5] >= 4
+    tree, meta, step = final_parameters(tmp_path / "run")
+    assert meta["skipped"] == 5 and step == 5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+    with pytest.raises(TrainingError, match=r"step 6: [\s\S]*6 such steps in this run, train.max_skipped_steps = 5"):
+        train(make_config(records, **wild, **{"train.max_skipped_steps": 5, "train.steps": 6}), tmp_path / "run")
+
+
+def test_spikes_of_the_loss_are_logged_with_their_records(records, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "SPIKE", 0.5)
+    monkeypatch.setattr(loop, "_ENOUGH", 3)
+    train(make_config(records, **{"train.steps": 5}), tmp_path / "run")
+    spikes = losses(tmp_path / "run", "train/loss_spike")
+    assert set(spikes) <= {4, 5} and 4 in spikes
+    curve = losses(tmp_path / "run")
+    assert spikes[4] == pytest.approx(curve[4] / np.median([curve[k] for k in (1, 2, 3)]), rel=1e-5)
+    assert re.search(r"warning: step 4: loss .* times the median of the last ones; its rigs:\n.*sample-",
+                     capsys.readouterr().out)  # fmt: skip
+
+
+def test_a_spike_is_five_times_the_median():
+    watch = loop.Losses()
+    assert [watch.spike(1.0) for _ in range(30)] == [0.0] * 30
+    assert watch.spike(4.9) == 0 and watch.spike(5.1) == pytest.approx(5.1)
+    early = loop.Losses()
+    assert [early.spike(value) for value in (1.0, 100.0)] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_told_to_stop_writes_a_checkpoint_and_goes_on_bit_for_bit(records, whole_run, tmp_path, number):
+    """Its only checkpoint is that of the signal; status 143 or 130, as schedulers expect."""
+    workdir = tmp_path / "run"
+    config = make_config(records, **{"train.checkpoint_every": 100, "train.eval_every": 4})
+    command = command_line(config, tmp_path / "config.py", workdir)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if (workdir / "metrics.jsonl").is_file() and losses(workdir):
+            break
+        time.sleep(0.005)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 128 + number, said
+    stopped = re.search(rf"stopped by signal {int(number)} after step (\d+); its checkpoint is written", said)
+    assert stopped and [p.name for p in (workdir / "checkpoints").iterdir()] == [stopped.group(1)]
+    assert int(stopped.group(1)) < 8
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0 and f"at step {stopped.group(1)}" in again.stdout, again.stderr
+    assert losses(workdir) == losses(whole_run)
+    jax.tree.map(np.testing.assert_array_equal, final_parameters(workdir)[0], final_parameters(whole_run)[0])
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(records, whole_run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    train(make_config(records, **{"train.eval_every": 4}), workdir)
+    for path in (workdir / "checkpoints" / "8").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1])
+    train(make_config(records, **{"train.eval_every": 4}), workdir)
+    said = capsys.readouterr()
+    assert "checkpoints/8: damaged checkpoint" in said.err and "going on from step 6 instead of 8" in said.err
+    assert "resuming" in said.out and "at step 6" in said.out
+    assert [p.name for p in (workdir / "damaged").iterdir()] == ["8"]
+    assert losses(workdir) == losses(whole_run)
+    jax.tree.map(np.testing.assert_array_equal, final_parameters(workdir)[0], final_parameters(whole_run)[0])
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_is_the_run_that_nobody_killed(records, whole_run, tmp_path):
+    """SIGKILL at random times, those of starting, compiling, evaluating and checkpointing among them."""
+    workdir, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
+    config = make_config(records, **{"train.eval_every": 4, "train.checkpoint_every": 1})
+    command = command_line(config, tmp_path / "config.py", workdir)
+    started = time.monotonic()
+    subprocess.run([*command[:-1], str(tmp_path / "timed")], cwd=ROOT, check=True, capture_output=True, timeout=240)
+    usual = time.monotonic() - started
+    for _ in range(60):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=rng.uniform(0.3, 1.1) * usual)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        break
+    assert kills >= 1 and process.returncode == 0
+    assert losses(workdir) == losses(whole_run)
+    jax.tree.map(np.testing.assert_array_equal, final_parameters(workdir)[0], final_parameters(whole_run)[0])
+
+
+def test_moving_averages_are_what_is_evaluated_and_exported(records, tmp_path):
+    """Against NumPy on the checkpoints of every step; the raw parameters go on as without."""
+    config = make_config(records, **{"optim.average_decay": 0.5, "train.checkpoint_every": 1, "train.steps": 4,
+                                     "train.keep_checkpoints": 9})  # fmt: skip
+    train(config, tmp_path / "run")
+    plain = make_config(records, **{"train.checkpoint_every": 1, "train.steps": 4, "train.keep_checkpoints": 9})
+    train(plain, tmp_path / "plain")
+    raw = {}
+    for step in (1, 2, 3, 4):
+        raw[step] = checkpoint._arrays((tmp_path / "run" / "checkpoints" / str(step) / "model").resolve())
+        alone = checkpoint._arrays((tmp_path / "plain" / "checkpoints" / str(step) / "model").resolve())
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), raw[step], alone)
+    average = checkpoint._arrays((tmp_path / "run" / "checkpoints" / "1" / "average").resolve())
+    for step in (2, 3, 4):
+        decay = min(0.5, step / (9 + step))
+        average = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, average, raw[step])
+    for which in ("latest", "best"):
+        tree, _, _ = checkpoint.read_parameters(tmp_path / "run", which)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), tree, average)
+    with pytest.raises(ConfigError, match=r"optim.average_decay: checkpoint has 0.5, config has 0.0"):
+        train(make_config(records, **{"train.steps": 5}), tmp_path / "run")
+
+
+def test_a_batch_in_parts_trains_and_one_that_does_not_divide_is_refused(records, tmp_path):
+    train(make_config(records, **{"train.batch_parts": 2, "train.steps": 2}), tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 2
+    with pytest.raises(ConfigError, match=r"train.batch_parts = 2: data.batch_size = 3 cannot be divided"):
+        train(make_config(records, **{"train.batch_parts": 2, "data.batch_size": 3}), tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"train.fsdp = 2: the 1 devices"):
+        train(make_config(records, **{"train.fsdp": 2}), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_missing_records_name_the_command(tmp_path):

@@ -6,7 +6,7 @@ Reader's side in short::
     stream = train_dataset(records, image_size=(352, 640), batch_size=8, seed=0)
     batches = iter(to_device(stream, sharding))   # jax.Arrays, batch axis sharded; or iter(stream) for NumPy
     batch = next(batches)                         # `record_index` stays NumPy: records.where(batch["record_index"][0])
-    state = batches.get_state()                   # or grain.checkpoint.CheckpointSave(batches) inside orbax
+    state = batches.get_state()                   # JSON; the same in every process, whatever their number
 
 One endless sequence of records (every epoch its own permutation) is dealt out to the hosts, host k of n taking every
 n-th position. What happens to a record depends on (seed, position in that sequence) alone: not on threads, batch size
@@ -52,12 +52,11 @@ def check_batch_size(batch_size: int, num_devices: int) -> None:
         )
 
 
-def layout(
-    records: Records, *, batch_size: int, seed: int, process_count: int = 1, limit: int = 0, labelled: int = 0
-) -> dict[str, Any]:  # fmt: skip
+def layout(records: Records, *, batch_size: int, seed: int, limit: int = 0, labelled: int = 0) -> dict[str, Any]:
     """What a stream's position is counted in. A state saved under one layout means other records under another.
 
-    The number of threads is not in it: it changes nothing.
+    The numbers of threads and of processes are not in it: after k batches of one process or of several the same records
+    have been read.
     """
     return {
         **({"labelled": labelled} if labelled else {}),
@@ -67,7 +66,6 @@ def layout(
         "cameras": list(records.cameras),
         "batch_size": int(batch_size),
         "seed": int(seed),
-        "process_count": int(process_count),
     }
 
 
@@ -242,9 +240,7 @@ def train_dataset(
     batches = positions.map_with_index(with_position).batch(batch_size // process_count, drop_remainder=True).map(build)
     ahead = num_threads + prefetch if num_threads else 0
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))
-    the_layout = layout(
-        records, batch_size=batch_size, seed=seed, process_count=process_count, limit=limit, labelled=labelled
-    )
+    the_layout = layout(records, batch_size=batch_size, seed=seed, limit=limit, labelled=labelled)
     return _GuardedDataset(stream, the_layout)
 
 
@@ -288,9 +284,8 @@ def eval_batches(
     limit: int = 0,
     *,
     start: int = 0,
+    stop: int | None = None,
     num_threads: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> Iterator[tuple[Batch, list[RigSample], list[int]]]:
     """Every record once, in order, without augmentation, for evaluation.
 
@@ -300,33 +295,30 @@ def eval_batches(
     Args:
       records: what to read.
       image_size: network input, (height, width) in pixels.
-      batch_size: rigs per step over all processes.
+      batch_size: rigs per batch.
       limit: evaluate only this many, spread evenly over the records; 0 = all.
-      start: how many of these to leave out at the beginning.
+      start, stop: only these of them, as a slice.
       num_threads: batches decoded at the same time.
-      process_index: this host of process_count; each gets its rows of every batch, and equally many batches.
 
     Yields:
       (NumPy batch as `train_dataset` yields, labels of the sample's own sweep only; the real rows' `RigSample`s; their
       record indices). The two lists have one entry per real row, so they may be shorter than the batch.
 
     Raises:
-      ConfigError: batch_size is not divisible by process_count.
+      ConfigError: batch_size is not positive.
       DataError: a record is damaged; names the file and the record.
     """
-    check_batch_size(batch_size, process_count)
+    check_batch_size(batch_size, 1)
     size = (int(image_size[0]), int(image_size[1]))
-    chosen = chosen_indices(len(records), limit)[start:]
-    local = batch_size // process_count
+    chosen = chosen_indices(len(records), limit)[start:stop]
 
     def load(start: int) -> tuple[Batch, list[RigSample], list[int]]:
-        begin = start + process_index * local
-        indices = chosen[start : start + batch_size][process_index * local : (process_index + 1) * local]
-        batch = transforms.empty_batch(local, len(records.cameras), size)
+        indices = chosen[start : start + batch_size]
+        batch = transforms.empty_batch(batch_size, len(records.cameras), size)
         samples = [records[i] for i in indices]
-        for row in range(local):
+        for row in range(batch_size):
             arrays = {name: array[row] for name, array in batch.items() if name != "record_index"}
-            index = indices[row] if row < len(indices) else chosen[min(begin, len(chosen) - 1)]
+            index = indices[row] if row < len(indices) else chosen[start]
             sample = samples[row] if row < len(indices) else records[index]
             transforms.load_rig(sample, arrays, where=records.where(index))
             batch["record_index"][row] = index

@@ -1,0 +1,204 @@
+"""The training loop: step after step, log, evaluations and checkpoints, and what is done when something is wrong."""
+
+import statistics
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from fsmde_jax import evaluate, sharding
+from fsmde_jax.checkpoint import Checkpoints
+from fsmde_jax.data.records import Records
+from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.preemption import Stopped, StopSignal
+from fsmde_jax.state import Metrics, TrainState
+from fsmde_jax.writer import Writer
+
+SPIKE = 5.0  # times the median of the losses before it
+_WINDOW, _ENOUGH = 100, 20  # steps
+
+
+class Losses:
+    """The last losses, to tell a spike by: one above `SPIKE` times their median."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=_WINDOW)
+
+    def spike(self, loss: float) -> float:
+        """How many times the median `loss` is, if that is a spike, otherwise 0; then it is one of the last losses."""
+        median = statistics.median(self._last) if len(self._last) >= _ENOUGH else 0.0
+        self._last.append(loss)
+        return loss / median if median > 0 and loss > SPIKE * median else 0.0
+
+
+class Loop:
+    """One run's loop. An object instead of a dozen arguments."""
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: Path, records: Records, eval_records: Records, predict: Any,
+        checkpoints: Checkpoints, writer: Writer, meta: dict[str, Any], mesh: jax.sharding.Mesh,
+    ):  # fmt: skip
+        self.config, self.workdir, self.records, self.eval_records = config, workdir, records, eval_records
+        self.predict, self.checkpoints, self.writer, self.meta = predict, checkpoints, writer, meta
+        self.mesh, self.losses = mesh, Losses()
+
+    def run(self, state: TrainState, iterator: Any, step_fn: Any) -> None:
+        """Order of a step: dispatch, look at the previous step's numbers, then log, evaluate, checkpoint."""
+        train, steps = self.config.train, self.config.train.steps
+        start = int(state.step)
+        silent = True if jax.process_index() else None  # None: as the terminal is
+        bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=silent, dynamic_ncols=True)
+        clock, previous = _Clock(start, steps, self.config.data.batch_size), None
+        with StopSignal() as stop:
+            for step in range(start + 1, steps + 1):
+                batch = next(iterator)
+                indices = batch.pop("record_index")
+                state, metrics = step_fn(state, batch, step)
+                if previous is not None:
+                    self._look_at(*previous)
+                previous = (step, metrics, indices)
+                bar.update()
+                last, signal = step == steps, stop.reached(step)
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    self._say(f"step {step}: compiled and run in {clock.restart(step):.0f} s")
+                if step % train.log_every == 0 or last:
+                    self._log(step, metrics, clock, bar)
+                saves = signal or last or step % train.checkpoint_every == 0
+                evaluates = not signal and (last or (train.eval_every and step % train.eval_every == 0))
+                if saves or evaluates:  # what was skipped until now belongs into the checkpoint
+                    self._look_at(*previous)
+                    previous = None
+                if evaluates:
+                    self._evaluate(state, step)
+                    clock.restart(step)
+                if train.picture_every and not signal and (step % train.picture_every == 0 or last):
+                    self._picture(state, step)
+                    clock.restart(step)
+                if saves:
+                    self.checkpoints.save(state, iterator, self.meta)
+                if signal and not last:
+                    self.checkpoints.wait()
+                    raise Stopped(
+                        f"stopped by signal {signal} after step {step}; its checkpoint is written, and the same command"
+                        " goes on from there",
+                        signal,
+                    )
+        bar.close()
+        self.checkpoints.wait()
+
+    def _say(self, text: str) -> None:
+        if jax.process_index() == 0:
+            tqdm.write(text)
+
+    def _log(self, step: int, metrics: Metrics, clock: "_Clock", bar: tqdm) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        lap = clock.lap(step)
+        speed = {"train/rigs_per_second": lap[0]} if lap else {}
+        finite = {f"train/{name}": value for name, value in values.items() if np.isfinite(value)}
+        self.writer.scalars(step, {**finite, "train/skipped_steps": self.meta["skipped"], **speed})
+        terms = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "skipped")
+        self._say(
+            f"step {step}/{self.config.train.steps}  {terms}" + (f"  {lap[0]:.2f} rigs/s  ETA {lap[1]}" if lap else "")
+        )
+        bar.set_postfix(loss=f"{values['loss']:.4f}")
+
+    def _look_at(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:
+        """Counts a step that was skipped, and says it; says a spike of the loss.
+
+        Raises:
+          TrainingError: more steps were skipped than `train.max_skipped_steps`.
+        """
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not values["skipped"]:
+            if times := self.losses.spike(values["loss"]):
+                self.writer.scalars(step, {"train/loss_spike": times})
+                self._say(
+                    f"warning: step {step}: loss {values['loss']:.4g} is {times:.1f} times the median of the last ones;"
+                    f" its rigs:\n  {self._rigs(indices)}"
+                )
+            return
+        self.meta["skipped"] += 1
+        terms = ", ".join(f"{name} = {value:g}" for name, value in values.items() if name != "skipped")
+        what = f"step {step}: the loss or its gradient is not finite ({terms}).\nRigs of this step:\n  "
+        allowed = self.config.train.max_skipped_steps
+        if self.meta["skipped"] > allowed:
+            raise TrainingError(
+                f"{what}{self._rigs(indices)}\n{self.meta['skipped']} such steps in this run, train.max_skipped_steps"
+                f" = {allowed} are left out.\nThe newest checkpoint is from before this step. Look at these records"
+                " (python -m data_prep.verify), or lower optim.lr."
+            )
+        self._say(
+            f"warning: {what}{self._rigs(indices)}\nIt is left out ({self.meta['skipped']} of at most {allowed})."
+        )
+
+    def _rigs(self, indices: np.ndarray) -> str:
+        """The records of a step: those that this process has read."""
+        return "\n  ".join(f"{self.records.where(int(i))}: sample {self.records[int(i)].sample_id}" for i in indices)
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        options = evaluate.options_from(self.config, limit=self.config.train.eval_samples)
+        flat = evaluate.evaluate(self._predict_with(state), self.eval_records, options).flat()
+        self.writer.scalars(step, {f"eval/{name}": value for name, value in flat.items()})
+        name = self.config.eval.best_metric
+        if name not in flat:  # a range without ground truth, say
+            raise ConfigError(f"eval.best_metric = {name!r}: these records give only {', '.join(sorted(flat))}")
+        value, best = flat[name], self.meta["best"]
+        self._say(f"step {step}: {name} = {value:.4f}" + (f" (best so far {best['value']:.4f})" if best else ""))
+        if np.isfinite(value) and (best is None or value < best["value"]):
+            measured = best_of_what(self.config, self.eval_records)
+            self.meta["best"] = {"value": value, "step": step, "measured": measured}
+            self.checkpoints.save_best(state, self.meta)
+
+    def _picture(self, state: TrainState, step: int) -> None:
+        predict = self._predict_with(state)
+        if jax.process_index() == 0:
+            options = evaluate.options_from(self.config)
+            self.writer.picture(step, "eval/panorama", evaluate.picture_of(predict, self.eval_records, 0, options))
+
+    def _predict_with(self, state: TrainState) -> Any:
+        """The predictor of this process, by the moving averages where they are kept."""
+        model = sharding.whole_here(state.model, self.mesh)
+
+        def predict(batch: dict[str, Any]) -> Any:
+            with jax.set_mesh(sharding.mesh_here(self.mesh)):
+                return self.predict(model["params"], model["batch_stats"], sharding.spread(batch))
+
+        return predict
+
+
+def best_of_what(config: ml_collections.ConfigDict, eval_records: Records) -> dict[str, Any]:
+    """What a best value was measured by: values of another kind are not compared with it."""
+    keys = ("protocol", "ground_truth", "min_depth", "max_depth", "flip_tta", "drop_cameras")
+    measured = {key: list(value) if isinstance(value := config.eval[key], tuple) else value for key in keys}
+    return {
+        "metric": config.eval.best_metric, "records": eval_records.fingerprint, "samples": config.train.eval_samples,
+        "image_size": list(config.data.image_size), **measured,
+    }  # fmt: skip
+
+
+class _Clock:
+    """Rigs per second since the last lap, without compilation, evaluations and pictures, and the time left."""
+
+    def __init__(self, start: int, steps: int, batch_size: int):
+        self._step, self._steps, self._batch, self._time = start, steps, batch_size, time.monotonic()
+
+    def restart(self, step: int) -> float:
+        """Starts a new lap at `step`; returns the seconds since the last one began."""
+        now = time.monotonic()
+        passed, self._step, self._time = now - self._time, step, now
+        return passed
+
+    def lap(self, step: int) -> tuple[float, str] | None:
+        """Ends a lap: (rigs per second in it, time left as h:mm:ss); None if it holds no step."""
+        count = step - self._step
+        passed = self.restart(step)
+        if count == 0 or passed <= 0:
+            return None
+        left = int(passed / count * (self._steps - step))
+        return count * self._batch / passed, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -1,0 +1,168 @@
+"""Two real processes of four devices each on this machine: one run, the same as that of one process."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fsmde_jax import checkpoint, distributed
+from tests import rooms
+from tests.sample_factory import write_folder
+from tests.test_train import CONFIG_FILE, command_line, final_parameters, losses, make_config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 80)) for seed in range(11)]
+    return write_folder(tmp_path_factory.mktemp("records") / "train", samples)
+
+
+def config_of(records, **changes):
+    common = {"data.batch_size": 8, "train.eval_every": 2, "train.steps": 4, "train.checkpoint_every": 2,
+              "eval.batch_size": 1, "optim.average_decay": 0.5}  # fmt: skip
+    return make_config(records, **{**common, **changes})
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def environment(devices):
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def start(config, folder, workdir, mode="train_and_evaluate"):
+    """Both processes of a run."""
+    command = command_line(config, folder / "config.py", workdir)
+    command[command.index("--mode") + 1] = mode
+    port = free_port()
+    flags = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
+    return [
+        subprocess.Popen(
+            [*command, *flags, f"--process_id={k}"], cwd=ROOT, env=environment(4), stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )
+        for k in (0, 1)
+    ]  # fmt: skip
+
+
+def ended(processes, timeout=600):
+    said = [process.communicate(timeout=timeout)[0] for process in processes]
+    return said, [process.returncode for process in processes]
+
+
+@pytest.fixture(scope="module")
+def alone(records, tmp_path_factory):
+    """One process of eight devices, with FSDP."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = command_line(config_of(records, **{"train.fsdp": 2}), folder / "config.py", folder / "run")
+    command[command.index("--mode") + 1] = "train_and_evaluate"
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(8), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder / "run"
+
+
+def check_same(workdir, alone):
+    """Losses to 1e-3. Rounding may move a maximum to another pixel, so gradients jump a little, and Adam makes whole
+    steps of small ones; tests/test_sharding.py has an encoder without such jumps and a tighter tolerance."""
+    tolerances = {"train/loss": 1e-3, "train/grad_norm": 0.05, "eval/metric/abs_rel": 0.01, "eval/metric/rmse": 0.01}
+    for name, tolerance in tolerances.items():
+        one, two = losses(alone, name), losses(workdir, name)
+        assert one and sorted(one) == sorted(two)
+        np.testing.assert_allclose(
+            [two[s] for s in sorted(two)], [one[s] for s in sorted(one)], rtol=tolerance, err_msg=name
+        )
+    one, two = (final_parameters(folder)[0]["params"] for folder in (alone, workdir))
+    apart = [np.abs(a - b).ravel() for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True)]
+    assert np.concatenate(apart).max() < 2.1e-3  # the sum of the learning rates
+    assert np.concatenate(apart).mean() < 5e-5
+    tables = [json.loads(next((folder / "evaluation").glob("*.json")).read_text()) for folder in (alone, workdir)]
+    assert tables[0]["samples"] == tables[1]["samples"] == 11 and tables[0]["pixels"] == tables[1]["pixels"]
+    for name, value in tables[0]["table"]["metric"]["all"].items():
+        assert tables[1]["table"]["metric"]["all"][name] == pytest.approx(value, rel=1e-2), name
+
+
+def test_two_processes_are_the_run_of_one(records, alone, tmp_path):
+    """Records dealt out, FSDP over both, one set of files, evaluation merged; the losses of one process to 1e-3."""
+    processes = start(config_of(records, **{"train.fsdp": 2}), tmp_path, tmp_path / "run")
+    said, codes = ended(processes)
+    assert codes == [0, 0], "\n".join(said)
+    check_same(tmp_path / "run", alone)
+    assert "| metric |" in said[0] and "step 4/4" in said[0]
+    assert "step 4/4" not in said[1] and "| metric |" not in said[1]  # only one of them prints and writes
+    lines = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len([step for step in lines if step == 1]) == 1
+    assert json.loads((tmp_path / "run" / "identity.json").read_text())["hardware"]["device_count"] == 8
+
+
+def test_one_process_killed_ends_the_other_and_a_restart_goes_on(records, alone, tmp_path):
+    workdir = tmp_path / "run"
+    config = config_of(records, **{"train.fsdp": 2})
+    processes = start(config, tmp_path, workdir)
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        if (workdir / "checkpoints" / "2").is_dir():
+            break
+        time.sleep(0.01)
+    assert processes[1].poll() is None, ended(processes)
+    processes[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = processes[0].communicate(timeout=distributed.PEER_TIMEOUT + 60)
+    assert processes[0].returncode != 0
+    assert time.monotonic() - killed < distributed.PEER_TIMEOUT + 30
+    assert re.search(r"lost the others|distributed service detected fatal errors", said), said
+    processes[1].communicate()
+    said, codes = ended(start(config, tmp_path, workdir))
+    assert codes == [0, 0], "\n".join(said)
+    assert "at step 2" in said[0]
+    check_same(workdir, alone)
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(records, tmp_path):
+    workdir = tmp_path / "run"
+    config = config_of(records, **{"train.steps": 2000, "train.checkpoint_every": 5000, "train.eval_every": 0})
+    processes = start(config, tmp_path, workdir, "train")
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        if (workdir / "metrics.jsonl").is_file() and losses(workdir):
+            break
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    said, codes = ended(processes, 120)
+    assert codes == [143, 143], "\n".join(said)
+    steps = [int(re.search(r"stopped by signal 15 after step (\d+)", text).group(1)) for text in said]
+    assert steps[0] == steps[1] == checkpoint.read_parameters(workdir, "latest")[2]
+
+
+def test_processes_that_do_not_find_each_other_say_what_to_give(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG_FILE.format(overrides=make_config("nowhere").to_json()))
+    command = command_line(make_config("nowhere"), tmp_path / "config.py", tmp_path / "run")
+    result = subprocess.run(
+        [*command, "--distributed"], cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "do not find each other" in result.stderr and "--coordinator=<host of process 0>" in result.stderr
+    wrong = subprocess.run([*command, "--process_id=0"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1 and "belong to --distributed" in wrong.stderr
+
+
+def test_sums_of_nested_numbers():
+    a = {"x": 1, "m": {"k": [1.0, 2.0]}, "only": {"a": 5}}
+    b = {"x": 2, "m": {"k": [10.0, 20.0], "l": 3}}
+    assert distributed.added(a, b) == {"x": 3, "m": {"k": [11.0, 22.0], "l": 3}, "only": {"a": 5}}
+    assert distributed.total(a) is a  # of one process
