@@ -56,7 +56,9 @@ class Loop:
         clock, previous = _Clock(start, steps, self.config.data.batch_size), None
         with StopSignal() as stop:
             for step in range(start + 1, steps + 1):
+                asked = time.monotonic()
                 batch = next(iterator)
+                clock.waited += time.monotonic() - asked
                 indices = batch.pop("record_index")
                 state, metrics = step_fn(state, batch, step)
                 if previous is not None:
@@ -99,7 +101,7 @@ class Loop:
     def _log(self, step: int, metrics: Metrics, clock: "_Clock", bar: tqdm) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         lap = clock.lap(step)
-        speed = {"train/rigs_per_second": lap[0]} if lap else {}
+        speed = {"train/rigs_per_second": lap[0], "train/input_share": lap[2]} if lap else {}
         finite = {f"train/{name}": value for name, value in values.items() if np.isfinite(value)}
         self.writer.scalars(step, {**finite, "train/skipped_steps": self.meta["skipped"], **speed})
         terms = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "skipped")
@@ -187,18 +189,20 @@ class _Clock:
 
     def __init__(self, start: int, steps: int, batch_size: int):
         self._step, self._steps, self._batch, self._time = start, steps, batch_size, time.monotonic()
+        self.waited = 0.0  # seconds for data in this lap
 
     def restart(self, step: int) -> float:
         """Starts a new lap at `step`; returns the seconds since the last one began."""
         now = time.monotonic()
-        passed, self._step, self._time = now - self._time, step, now
+        passed, self._step, self._time, self.waited = now - self._time, step, now, 0.0
         return passed
 
-    def lap(self, step: int) -> tuple[float, str] | None:
-        """Ends a lap: (rigs per second in it, time left as h:mm:ss); None if it holds no step."""
-        count = step - self._step
+    def lap(self, step: int) -> tuple[float, str, float] | None:
+        """Ends a lap: (rigs per second in it, time left as h:mm:ss, share of it that was waited for data); None if it
+        holds no step."""
+        count, waited = step - self._step, self.waited
         passed = self.restart(step)
         if count == 0 or passed <= 0:
             return None
         left = int(passed / count * (self._steps - step))
-        return count * self._batch / passed, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        return count * self._batch / passed, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}", waited / passed

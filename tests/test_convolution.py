@@ -1,4 +1,4 @@
-"""Convolution on small maps against XLA's own."""
+"""Convolution on small maps, and max pooling, against XLA's own."""
 
 import functools
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from fsmde_jax.models import convolution
 from fsmde_jax.models.convolution import convolve
 
 
@@ -44,3 +45,21 @@ def test_the_slow_form_is_left_on_small_maps_only():
     assert "conv_general_dilated" not in primitives((2, 8))
     assert "conv_general_dilated" in primitives((3, 8))
     assert "conv_general_dilated" in primitives((2, 8), groups=2)  # depthwise and grouped ones have their own code
+
+
+def test_max_pool_is_that_of_flax_with_its_gradient():
+    """Distinct random numbers: without ties both give each gradient to the one maximum."""
+    x = jnp.asarray(np.random.default_rng(0).permutation(2 * 8 * 6 * 3).reshape(2, 8, 6, 3), jnp.float32) - 100
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 3, 3)), jnp.float32)
+
+    def reference(x):
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    np.testing.assert_array_equal(convolution.max_pool(x), reference(x))
+    ours, theirs = (jax.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (convolution.max_pool, reference))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_ties_of_max_pool_share_their_gradient():
+    gradient = jax.grad(lambda x: convolution.max_pool(x).sum())(jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_allclose(gradient.sum(), 4.0, rtol=1e-6)  # nothing is lost and nothing counted twice

@@ -52,7 +52,9 @@ def probability_loss(student_logits: Array, teacher_logits: Array, mask: Array, 
     )
     p = jnp.exp(log_p)
     # 0 log 0 = 0, also for a bin that the teacher excludes altogether; written so that a NaN stays a NaN
-    divergence = jnp.sum(p * jnp.where(p <= 0, 0.0, log_p - log_q), -1)
+    # As a dot product, since XLA's CPU backend takes thirty times as long for the sum of a product.
+    excess = jnp.where(p <= 0, 0.0, log_p - log_q)
+    divergence = jnp.einsum("...k,...k->...", p, excess, precision=jax.lax.Precision.HIGHEST)
     axes = (1, 2, 3)
     count = mask.sum(axes)
     per_rig = jnp.where(mask, divergence, 0.0).sum(axes) / jnp.maximum(count, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from fsmde_jax.models.convolution import convolve
+from fsmde_jax.models.convolution import convolve, max_pool
 
 Dtype = Any
 Array = Any
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
         x = _conv(self.stem_width, 7, 2, self.dtype, "conv1")(x.astype(self.dtype))
         x = nn.relu(_norm(train, self.dtype, "bn1")(x, mask=mask))
         taps = [x]
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x)
         block = Bottleneck if self.bottleneck else BasicBlock
         for stage, (depth, features) in enumerate(zip(self.depths, self.channels[1:], strict=True)):
             for i in range(depth):

@@ -1,0 +1,385 @@
+"""Speed of the whole distillation step and of its parts, beside the same step in PyTorch and the machine's own peak.
+
+    python -m benchmarks.train_step --compile                  # six 352x640 views, teacher Small, beside PyTorch
+    python -m benchmarks.train_step --dtype bfloat16 --batch 8 # on a GPU
+
+One step is: frozen teacher, student, losses, gradient, clipping, AdamW. For the comparison both sides have ResNet-18
+(random), SILog and the KL of bin probabilities by `soft_assign`, and Depth Anything V2 Small with the same random
+weights; PyTorch's is `benchmarks.torch_student` with the transformers teacher, eager, with a channels_last student, and
+compiled with --compile. All sides are timed in turn in one process on the same cores and with the same settings of
+malloc (`benchmarks.teacher`); compilation is timed apart, cold and from JAX's persistent cache.
+
+Parts here are programs of their own: the teacher; the student's forward with the loss; that and its gradient. What is
+left of the whole step to the teacher and the gradient is the update and what the parts share. `share of peak` is of the
+rate at which this machine multiplies float32 (or bfloat16) matrices of 4096 x 4096 (2048 on a CPU), measured in the
+same run; `bandwidth` is that of adding two large arrays. Operations are those that XLA counts before compilation.
+"""
+
+import argparse
+import functools
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import teacher
+
+
+def configured(args: argparse.Namespace) -> Any:
+    """The config of the step."""
+    from configs import nuscenes
+
+    config = nuscenes.get_config()
+    config.data.image_size = tuple(int(side) for side in args.size.split("x"))
+    config.data.batch_size = args.batch
+    config.model.encoder, config.model.num_bins, config.model.dtype = args.encoder, args.bins, args.dtype
+    config.teacher.dtype, config.teacher.longer_side = args.dtype, max(config.data.image_size) // 14 * 14
+    config.train.batch_parts, config.train.fsdp = args.parts, args.fsdp
+    if args.compare:
+        config.distill.bins, config.distill.w_cross, config.distill.w_vr = "soft_assign", 0.0, 0.0
+        config.loss.chamfer_weight = 0.0
+    return config
+
+
+def random_batch(config: Any, cameras: int) -> dict[str, np.ndarray]:
+    """A batch as the input pipeline makes it, with LiDAR on 2 % of the pixels and cameras in a ring."""
+    from fsmde_jax.data import transforms
+
+    rigs, (height, width) = config.data.batch_size, config.data.image_size
+    batch = transforms.empty_batch(rigs, cameras, (height, width), dense_depth=False, clean_images=True)
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (rigs, cameras, height // 8, width // 8, 3), np.uint8)
+    batch["images"][:] = batch["clean_images"][:] = coarse.repeat(8, 2).repeat(8, 3)
+    labelled = rng.random(batch["depth"].shape) < 0.02
+    batch["depth"][:] = np.where(labelled, rng.uniform(2, 70, batch["depth"].shape), 0)
+    focal = 450.0 * width / 640
+    batch["intrinsics"][:] = [[focal, 0, width / 2 - 0.5], [0, focal, height / 2 - 0.5], [0, 0, 1]]
+    for k, yaw in enumerate(np.arange(cameras) * 2 * np.pi / cameras):
+        side, ahead = np.array([np.sin(yaw), -np.cos(yaw), 0]), np.array([np.cos(yaw), np.sin(yaw), 0])
+        batch["cam_to_ego"][:, k] = np.eye(4)
+        batch["cam_to_ego"][:, k, :3, :3] = np.stack([side, [0, 0, -1], ahead], 1)
+    batch["ego_to_global"][:] = np.eye(4)
+    batch["ego_mask"][:], batch["view_mask"][:] = True, True
+    return {name: array for name, array in batch.items() if name != "record_index"}
+
+
+class Ours:
+    """This project's step, its parts, and what is known of them."""
+
+    def __init__(self, args: argparse.Namespace, reference: Any = None):
+        import jax
+
+        from fsmde_jax import build, build_teacher, sharding
+        from fsmde_jax.teacher import Card, Teacher
+
+        self.config = config = configured(args)
+        params = teacher.random_parameters("small") if reference is None else _ported(reference)
+        frozen = Teacher(params, Card("small"))
+        originals = build_teacher.open_teacher, build_teacher.weight_hash
+        build_teacher.open_teacher = lambda *_, **__: frozen  # type: ignore[assignment]
+        build_teacher.weight_hash = lambda teacher: ""
+        self.batch = random_batch(config, args.cameras)
+        try:
+            stand_in: Any = _Records(args.cameras, self.batch, config)
+            self.distilled: Any = build_teacher.distilled(config, stand_in)
+        finally:
+            build_teacher.open_teacher, build_teacher.weight_hash = originals
+        self.mesh = sharding.make_mesh(config.train.fsdp)
+        self.context = jax.set_mesh(self.mesh)
+        self.context.__enter__()
+        self.model, fresh, self.step = build.training(config, self.mesh, self.distilled, args.cameras)
+        self.state = fresh()
+        self.frozen = jax.device_put(params, sharding.by_size(params, self.mesh))
+        placed = sharding.batch_sharding(self.mesh)
+        self.on_device = {name: jax.device_put(array, placed) for name, array in self.batch.items()}
+
+    def compile(self) -> tuple[Any, dict[str, float]]:
+        """The compiled step, and the seconds that took, cold and from the persistent cache."""
+        import jax
+        from jax.experimental.compilation_cache import compilation_cache
+
+        taken = {}
+        arguments = (self.state, self.on_device, np.float32(1e-4), self.frozen)
+        with tempfile.TemporaryDirectory() as folder:
+            before = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+            compilation_cache.reset_cache()
+            jax.config.update("jax_compilation_cache_dir", folder)
+            for name in ("cold", "cached"):
+                jax.clear_caches()
+                started = time.perf_counter()
+                compiled = self.step.lower(*arguments).compile()
+                taken[name] = time.perf_counter() - started
+            jax.config.update("jax_compilation_cache_dir", before)
+            compilation_cache.reset_cache()
+        return compiled, taken
+
+    def whole(self, compiled: Any) -> Callable[[], Any]:
+        """A call of the whole step, which goes on from the state of the one before."""
+        import jax
+
+        def call() -> Any:
+            self.state, metrics = compiled(self.state, self.on_device, np.float32(1e-4), self.frozen)
+            return jax.block_until_ready((self.state, metrics))[1]
+
+        return call
+
+    def parts(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """Name -> (jitted function, its arguments)."""
+        import jax
+
+        from fsmde_jax.models.student import normalise_images
+
+        loss, params, stats = self.distilled.loss, self.state.params, self.state.batch_stats
+        keep = jax.tree.map(lambda leaf: leaf + 0, (params, stats))  # the step reuses the memory of its state
+
+        def run_teacher(frozen: Any, batch: Any) -> Any:
+            return loss._maps(batch, frozen)
+
+        def value(params: Any, stats: Any, batch: Any, maps: Any) -> Any:
+            outputs, _ = self.model.apply(
+                {"params": params, "batch_stats": stats}, normalise_images(batch["images"]), batch["intrinsics"],
+                batch["cam_to_ego"], view_mask=batch["view_mask"], train=True, mutable=["batch_stats"],
+            )  # fmt: skip
+            fixed = _WithMaps(loss, maps)
+            return fixed(outputs, batch, params, None)[0]
+
+        maps = jax.jit(run_teacher)(self.frozen, self.on_device)
+        given = (*keep, self.on_device, maps)
+        return {
+            "teacher": (jax.jit(run_teacher), (self.frozen, self.on_device)),
+            "student forward": (jax.jit(value), given),
+            "forward and backward": (jax.jit(jax.value_and_grad(value)), given),
+        }
+
+
+class _WithMaps:
+    """The loss with the teacher's maps given."""
+
+    def __init__(self, loss: Any, maps: Any):
+        import dataclasses
+
+        self.inner = dataclasses.replace(loss)
+        object.__setattr__(self.inner, "_maps", lambda batch, teacher: maps)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.inner(*arguments)
+
+
+class _Records:
+    """Stands for records where distillation asks which cameras are adjacent."""
+
+    def __init__(self, cameras: int, batch: dict[str, np.ndarray], config: Any):
+        import types
+
+        self.cameras = [f"CAM_{k}" for k in range(cameras)]
+        size = np.tile(np.array(config.data.image_size), (cameras, 1))
+        self._sample = types.SimpleNamespace(
+            cam_to_ego=batch["cam_to_ego"][0], intrinsics=batch["intrinsics"][0], image_size=size,
+            native_intrinsics=batch["intrinsics"][0], native_size=size, camera_names=self.cameras,
+            images=[b"x"] * cameras, num_cameras=cameras,
+        )  # fmt: skip
+
+    def __getitem__(self, index: int) -> Any:
+        return self._sample
+
+
+def _ported(reference: Any) -> Any:
+    """Parameters of the port from the transformers model."""
+    return teacher.our_program(reference, "small", "float32")[1]
+
+
+def torch_sides(ours: Ours, reference: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """PyTorch's sides by name: `torch_student.Step` and the arguments of a call."""
+    import copy
+
+    import torch
+
+    from benchmarks import torch_student
+    from fsmde_jax.models import depth_bins
+    from fsmde_jax.models.student import normalise_images
+    from fsmde_jax.models.teacher_images import resize_for_teacher
+
+    torch.set_num_threads(args.threads)
+    device, m = teacher.torch_device(), ours.config.model
+    span = depth_bins.canonical_range(m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range))
+    x = normalise_images(ours.batch["images"])
+    small = np.array(resize_for_teacher(x, *ours.distilled.loss.size))
+    height, width = ours.config.data.image_size
+
+    def tensor(array: Any) -> Any:
+        return torch.from_numpy(np.array(array)).to(device)
+
+    def images(array: Any) -> Any:
+        return tensor(np.asarray(array).reshape(-1, *array.shape[2:])).permute(0, 3, 1, 2).contiguous()
+
+    ratio = tensor(ours.batch["intrinsics"][..., 0, 0].reshape(-1) / (m.focal_canonical * width / 640))
+    given = (images(x), images(small), ratio, tensor(ours.batch["depth"].reshape(-1, height, width)), args.batch)
+    kinds: dict[str, dict[str, bool]] = {"PyTorch eager": {}, "PyTorch channels_last": {"channels_last": True}}
+    kinds |= {"PyTorch compiled": {"compiled": True}} if args.compile else {}
+    found = {}
+    for name, options in kinds.items():
+        student = torch_student.Student(tuple(m.decoder_channels), m.num_bins, span)
+        torch_student.load_parameters(student, _numpy(ours.state.params))
+        frozen = copy.deepcopy(reference).to(device).eval()
+        found[name] = torch_student.Step(student.to(device), frozen, lr=1e-4, **options), given
+    return found
+
+
+def _numpy(tree: Any) -> Any:
+    import jax
+
+    return jax.tree.map(np.asarray, tree)
+
+
+def machine(dtype: str, repeats: int) -> dict[str, float]:
+    """This machine's peak: GFLOP/s of square matrix products, GB/s of adding two arrays of 256 MB into a third."""
+    import jax
+    import jax.numpy as jnp
+
+    side = 2048 if jax.default_backend() == "cpu" else 4096
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.DEFAULT))
+    x = jnp.ones(64 * 2**20, jnp.float32)
+    add = jax.jit(lambda x, y: x + y)
+    calls = {"product": lambda: product(a, a).block_until_ready(), "add": lambda: add(x, x + 0).block_until_ready()}
+    y = x + 1
+    calls["add"] = lambda: add(x, y).block_until_ready()
+    best = {name: min(times) for name, times in teacher.time_sides(calls, max(repeats, 5)).items()}
+    return {"gflops": 2 * side**3 / best["product"] / 1e9, "gb_per_s": 3 * x.nbytes / best["add"] / 1e9}
+
+
+def operations(ours: Ours, parts: dict[str, Any]) -> dict[str, float]:
+    """GFLOPs of the parts; of the teacher as its views times one view, since the body of a loop counts once."""
+    counts = {name: teacher.gflops(run, *given) for name, (run, given) in parts.items() if name != "teacher"}
+    height, width = ours.distilled.loss.size
+    views = int(np.prod(ours.batch["view_mask"].shape))
+    one = np.zeros((1, height, width, 3), np.float32)
+    return {"teacher": views * teacher.gflops(teacher.port("small", "float32"), ours.frozen, one), **counts}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything of one setting."""
+    import jax
+
+    reference = teacher.reference_model("small") if args.torch else None
+    ours = Ours(args, reference)
+    compiled, compilation = ours.compile()
+    parts = ours.parts() if args.split else {}
+    call = ours.whole(compiled)
+    calls: dict[str, Callable[[], Any]] = {"here": call}
+    for name, (run, given) in parts.items():
+        program = run.lower(*given).compile()
+        calls[name] = functools.partial(lambda run, given: jax.block_until_ready(run(*given)), program, given)
+    others = torch_sides(ours, reference, args) if args.torch else {}
+    for name, (step, arguments) in others.items():
+        calls[name] = functools.partial(step, *arguments)
+    first = {name: float(call()["loss"] if name == "here" else call()) for name, call in calls.items()
+             if name == "here" or name in others}  # fmt: skip
+    seconds = teacher.time_sides(calls, args.repeats)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    analysis = compiled.memory_analysis()
+    result: dict[str, Any] = {
+        "seconds": seconds, "median": median, "rigs_per_s": args.batch / median["here"], "compile_s": compilation,
+        "first_loss": first, "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
+    }  # fmt: skip
+    if analysis is not None:
+        result["xla_temporary_mb"] = analysis.temp_size_in_bytes / 2**20
+    for name, (step, _) in others.items():
+        result.setdefault("torch_parts", {})[name] = {
+            part: statistics.median(times[-args.repeats :]) for part, times in step.parts.items()
+        }
+    if parts:
+        peak = machine(args.dtype, args.repeats)
+        counts = operations(ours, parts)
+        result["machine"], result["gflops"] = peak, counts
+        result["share_of_peak"] = {name: counts[name] / median[name] / peak["gflops"] for name in counts}
+        whole = counts["teacher"] + counts["forward and backward"]
+        result["share_of_peak"]["here"] = whole / median["here"] / peak["gflops"]
+    ours.context.__exit__(None, None, None)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """One setting in Markdown."""
+    lines = ["| | median s | of ours | GFLOPs | share of peak |", "|---|---|---|---|---|"]
+    for name, value in result["median"].items():
+        ratio = value / result["median"]["here"]
+        counts = f"{result['gflops'][name]:.0f}" if name in result.get("gflops", {}) else "-"
+        share = result.get("share_of_peak", {}).get(name)
+        lines.append(f"| {name} | {value:.3f} | {ratio:.2f} | {counts} | {f'{100 * share:.0f} %' if share else '-'} |")
+    lines.append("")
+    for name, parts in result.get("torch_parts", {}).items():
+        lines.append(f"{name}: " + ", ".join(f"{part} {value:.3f} s" for part, value in parts.items()))
+    if "machine" in result:
+        peak = result["machine"]
+        lines.append(f"matrix products here: {peak['gflops']:.0f} GFLOP/s; bandwidth: {peak['gb_per_s']:.1f} GB/s")
+    compilation = ", ".join(f"{name} {value:.0f} s" for name, value in result["compile_s"].items())
+    lines.append(
+        f"{result['rigs_per_s']:.3g} rigs/s on {result['devices']} x {result['device']}; compilation {compilation};"
+        f" temporary memory {result.get('xla_temporary_mb', float('nan')):.0f} MB"
+    )
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--batch", type=int, default=1, help="rigs in a step (default 1)")
+    parser.add_argument("--cameras", type=int, default=6, help="of a rig (default 6)")
+    parser.add_argument("--size", default="352x640", metavar="HxW", help="of the images, pixels (default 352x640)")
+    parser.add_argument("--bins", type=int, default=64, help="of the student's head (default 64)")
+    parser.add_argument("--encoder", default="resnet18", help="of the student (default resnet18)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="compute dtype (here)")
+    parser.add_argument("--parts", type=int, default=1, help="train.batch_parts (default 1)")
+    parser.add_argument("--fsdp", type=int, default=1, help="train.fsdp (default 1)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each side (default 5)")
+    parser.add_argument("--threads", type=int, default=2, help="cores of all sides (default 2)")
+    parser.add_argument("--no-torch", dest="torch", action="store_false", help="time this project only")
+    parser.add_argument("--no-split", dest="split", action="store_false", help="the whole step only")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
+    parser.add_argument("--out", metavar="FILE.json", help="write the numbers here, too")
+    args = parser.parse_args(argv)
+    args.command = shlex.join([*parser.prog.split(), *(sys.argv[1:] if argv is None else argv)])
+    args.compare = args.torch  # the terms that both sides have; otherwise all of configs/nuscenes.py
+    return args
+
+
+def main() -> None:
+    """Command line."""
+    args = parse()
+    teacher.same_conditions(max(args.threads, 1))
+    from fsmde_jax import identity
+    from fsmde_jax.data.tfrecord import write_atomically
+    from fsmde_jax.errors import ConfigError, exit_with_message
+
+    with exit_with_message():
+        if args.torch and args.encoder != "resnet18":
+            raise ConfigError(f"--encoder {args.encoder}: PyTorch's side has resnet18; pass --no-torch")
+        load = os.getloadavg()[0]
+        result = measure(args)
+        print(table(result))
+        known = identity.run_identity({}, {})
+        made = {key: known[key] for key in ("date", "commit", "versions", "hardware")} | {"result": result}
+        made["hardware"] |= {"threads": args.threads, "load_average_before": load}
+        made["command"] = args.command
+        if args.out:
+            write_atomically(Path(args.out), (json.dumps(made, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
