@@ -69,6 +69,11 @@ def check_distillation(flat: dict[str, Any]) -> None:
             f"distill.bins = 'aligned' spaces its bins evenly in log-depth, but those of model.bins ="
             f" {flat['model.bins']!r} are even in depth; take log, or distill.bins = 'soft_assign'"
         )
+    if flat["distill.w_vr"] and flat["distill.relation"] == "gram" and flat["distill.intra"]:
+        raise ConfigError(
+            "distill.intra = True: relations within a view are between its tokens, but distill.relation = 'gram'"
+            " compares whole views; take tokens or bins, or leave distill.intra at False"
+        )
     if flat["distill.bins"] == "two_hot":
         others = [
             key for key, used in {

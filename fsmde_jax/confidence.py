@@ -52,6 +52,14 @@ def cdf(depth: Array, probabilities: Array, centers: Array) -> Array:
     return jnp.sum(probabilities * jnp.where(width > 0, share, at >= high), -1)
 
 
+def within(depth: Array, probabilities: Array, centers: Array, factor: float = 1.25) -> Array:
+    """Probability [...] that the depth is within `factor` of `depth` [...] metres: what a1 asks, by the bins' word.
+
+    Args: as `cdf`, depth positive.
+    """
+    return cdf(depth * factor, probabilities, centers) - cdf(depth / factor, probabilities, centers)
+
+
 def _neighbours(src: int, dst: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """(index [dst], weight [dst]) of the two cells that a bilinear resize of one axis reads (half-pixel centres)."""
     position = np.clip((np.arange(dst) + 0.5) * (src / dst) - 0.5, 0.0, src - 1.0)

@@ -1,5 +1,15 @@
-"""Depth pictures of an image folder by a teacher (Depth Anything): the image and its depth side by side.
+"""Depth of your own images: of a whole rig by a trained student, in metres, or of single images by a teacher.
 
+A rig, by a student:
+  python -m fsmde_jax.predict --checkpoint lite0 --input records/my_rig --out depth/             # records
+  python -m fsmde_jax.predict --checkpoint runs/nuscenes --input drive/images --rig drive/rig.yaml --out depth/
+  python -m fsmde_jax.predict --checkpoint runs/nuscenes --input videos/ --rig rig.yaml --out depth/ --write npz ply
+
+Folders of images and videos are named after the cameras of the rig file (docs/custom_data.md); no LiDAR is needed. Each
+frame becomes a folder with 16-bit PNGs (metres * 256, as KITTI's), rig.npz (depth and confidence), panorama.png,
+birdseye.png and cloud.ply (the surfaces that all cameras see, each once, in the ego frame).
+
+Single images, by a teacher (Depth Anything):
   python -m fsmde_jax.predict --teacher tiny --images photos/ --out depth/            # the one in this package
   python -m fsmde_jax.predict --teacher teachers/small --images photos/ --out depth/
   python -m fsmde_jax.predict --teacher depth_anything_v2_vits.pth --images street.jpg --out depth/ --npy
@@ -10,6 +20,7 @@ get a colour bar in metres. --npy also writes the numbers, at the image's own si
 
 import argparse
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -20,8 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import interpolate
+from fsmde_jax import interpolate, predict_rig, rig_frames
 from fsmde_jax.convert import add_teacher_flags
+from fsmde_jax.depth_model import load_model
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.models.teacher_images import REFERENCE_SIZE, prepare_image, teacher_size
 from fsmde_jax.teacher import Teacher, open_teacher
@@ -142,29 +154,72 @@ def predict_folder(teacher: Teacher, images: Path, out: Path, *, size: int | Non
     return len(found)
 
 
+def _predict_rigs(args: argparse.Namespace) -> None:
+    """The student's part of the command line."""
+    if args.teacher or args.images or args.checkpoint is None or args.input is None:
+        raise ConfigError("--checkpoint and --input belong together, and not with --teacher and --images")
+    if args.limit < 0 or not args.max_range > 0 or not 0 <= args.min_confidence <= 1:
+        raise ConfigError("expected --limit of at least 0, --max_range above 0 and --min_confidence in 0 ... 1")
+    source = rig_frames.open_source(Path(args.input), args.rig)
+    size = None
+    if args.image_size:
+        if not (found := re.fullmatch(r"(\d+)x(\d+)", args.image_size)):
+            raise ConfigError(f"--image_size {args.image_size}: expected HEIGHTxWIDTH, e.g. 352x640")
+        size = (int(found[1]), int(found[2]))
+    model = load_model(args.checkpoint, image_size=size)
+    print(f"{model.said}, at {model.image_size[0]}x{model.image_size[1]}; {source.what}")
+    count = predict_rig.predict_source(
+        model, source, Path(args.out), kinds=args.write, min_confidence=args.min_confidence, max_range=args.max_range,
+        limit=args.limit,
+    )  # fmt: skip
+    print(f"{count} frames in {args.out}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m fsmde_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    parser.add_argument("--out", required=True, metavar="O", help="folder for what is written")
+    rigs = parser.add_argument_group("a rig, by a student")
+    rigs.add_argument("--checkpoint", metavar="C", help="lite0 (in this package), the folder of a run, or its file")
+    rigs.add_argument(
+        "--input", metavar="X", help="records folder; or, with --rig, a folder with images or a video for each camera"
+    )
+    rigs.add_argument("--rig", default="", metavar="rig.yaml", help="calibration of images or videos")
+    rigs.add_argument(
+        "--write", nargs="+", choices=predict_rig.KINDS, default=list(predict_rig.KINDS), metavar="KIND",
+        help=f"what to write: {' '.join(predict_rig.KINDS)} (default all)",
+    )  # fmt: skip
+    rigs.add_argument("--limit", type=int, default=0, metavar="N", help="the first N frames only (default all)")
+    rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")
+    rigs.add_argument(
+        "--min_confidence", type=float, default=0.1, metavar="P",
+        help="least probability that a point's depth is within a factor of 1.25, for clouds (default 0.1)",
+    )  # fmt: skip
+    rigs.add_argument("--max_range", type=float, default=60.0, metavar="M", help="of clouds, metres (default 60)")
+    single = parser.add_argument_group("single images, by a teacher")
+    single.add_argument(
         "--teacher",
-        required=True,
         metavar="T",
         help="tiny (in this package), a folder of fsmde_jax.convert, a .pth or .safetensors file; or a student:"
         " lite0 (in this package), its run or file",
     )
-    parser.add_argument("--images", required=True, metavar="I", help="image file, or folder with images (also below)")
-    parser.add_argument("--out", required=True, metavar="O", help="folder for the pictures")
-    parser.add_argument(
+    single.add_argument("--images", metavar="I", help="image file, or folder with images (also below)")
+    single.add_argument(
         "--size", type=int, metavar="PIXELS",
         help=f"shorter side inside the network (default {REFERENCE_SIZE}, or what the teacher's card says); smaller is"
         " faster and coarser",
     )  # fmt: skip
-    parser.add_argument("--npy", action="store_true", help="also write the numbers as .npy, float32 [H, W]")
+    single.add_argument("--npy", action="store_true", help="also write the numbers as .npy, float32 [H, W]")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
     with exit_with_message():
+        if (args.checkpoint, args.input) != (None, None):
+            _predict_rigs(args)
+            return
+        if args.teacher is None or args.images is None:
+            raise ConfigError("give --checkpoint and --input for a rig, or --teacher and --images for single images")
         if not Path(args.images).exists():
             raise DataError(f"--images {args.images}: no such file or folder")
         teacher = open_teacher(args.teacher, variant=args.variant, version=args.version, max_depth=args.max_depth)

@@ -13,13 +13,13 @@ import optax
 import pytest
 
 from configs import base
-from fsmde_jax import build, build_teacher, checkpoint, sharding, teacher_cache, teacher_signal
-from fsmde_jax import train as job
+from fsmde_jax import build, build_teacher, checkpoint, compatible, sharding, teacher_cache, teacher_signal
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import open_records
 from fsmde_jax.distillation import needs
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.evaluate import evaluate_run
+from fsmde_jax.loop import Loop
 from fsmde_jax.losses import baselines, distill, relational, teacher_bins
 from fsmde_jax.losses.total import DistillWeights
 from fsmde_jax.models import student
@@ -294,6 +294,28 @@ def test_a_cache_gives_the_same_loss_as_the_teacher_in_the_step(records, tmp_pat
         )
 
 
+def test_a_whole_run_on_cached_tokens_teaches_relations(records, tmp_path):
+    """`teacher.cache` with tokens: CKD and VRKD without a teacher in the step, and without zoom."""
+    opened, size = open_records(str(records)), (64, 96)
+    plan = teacher_cache.plan(TOY, opened, image_size=size, longer_side=140, tokens=True, dtype="float32")
+    teacher_cache.write_cache(TOY, opened, tmp_path / "cache", plan, batch_size=1)
+    changes = {**ALL, "augment.scale": (1.0, 1.0), "teacher.cache": str(tmp_path / "cache"), "train.eval_every": 2,
+               "data.image_size": size, "teacher.longer_side": 140, "distill.tokens": (6, 10)}  # fmt: skip
+    train(make_config(records, **changes), tmp_path / "run")
+    found = rows(tmp_path / "run")
+    assert min(found[step][f"train/{name}"] for step in (1, 2) for name in ("vrkd", "ckd_prob", "ckd_cross")) > 0
+    assert checkpoint.read_parameters(tmp_path / "run", "best")[2] == 2
+
+
+def test_cirkd_takes_its_grid_and_temperature_from_the_config(records):
+    base_value = float(Job(make_config(records, **{"distill.baseline": "cirkd"})).value_and_grad()[0]["cirkd"])
+    for change in ({"distill.tau_r": 1.0}, {"distill.tokens": (1, 2)}):
+        value = float(Job(make_config(records, **{"distill.baseline": "cirkd"}, **change)).value_and_grad()[0]["cirkd"])
+        assert abs(value - base_value) > 0.02 * base_value, change
+    with pytest.raises(ConfigError, match=r"distill.intra = True: .*distill.relation = 'gram'"):
+        Job(make_config(records, **{"distill.w_vr": 1.0, "distill.relation": "gram", "distill.intra": True}))
+
+
 def rows(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines if "train/loss" in line}
@@ -304,7 +326,7 @@ def test_a_whole_run_resumes_evaluates_and_leaves_the_projector_behind(records, 
     whole, part = tmp_path / "whole", tmp_path / "part"
     train(make_config(records, **changes), whole)
     assert {"train/ckd_prob", "train/ckd_cross", "train/vrkd", "train/cwd", "train/silog"} <= set(rows(whole)[1])
-    log = job._Run._log
+    log = Loop._log
 
     def stopped(self, step, *rest):
         if step == 3:
@@ -312,13 +334,13 @@ def test_a_whole_run_resumes_evaluates_and_leaves_the_projector_behind(records, 
         log(self, step, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(job._Run, "_log", stopped)
+        patch.setattr(Loop, "_log", stopped)
         train(make_config(records, **changes), part)
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"taught by another teacher"):
         patch.setattr(build_teacher, "open_teacher", lambda name: ToyTeacher(seed=5))
         train(make_config(records, **changes), part)
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"(?s)other trained parameters.*projector"):
-        patch.setattr(checkpoint, "check_config", lambda *_: None)
+        patch.setattr(compatible, "check_config", lambda *_: None)
         train(make_config(records, **{**changes, "distill.baseline": ""}), part)
     train(make_config(records, **changes), part)
     assert list(rows(part)) == [1, 2, 3]

@@ -95,7 +95,7 @@ def adapted(words):
         left_out = [".model."] * keep + [".teacher.weights"] * world
         words += [flag for flag in TINY if not any(name in flag for name in left_out)]
     if module == "fsmde_jax.predict":
-        words += ["--size", "28"]
+        words += ["--image_size", "32x64", "--limit", "1"] if "--checkpoint" in words else ["--size", "28"]
     return [sys.executable, *words]
 
 
@@ -116,6 +116,8 @@ def test_commands_run_as_written(place, monkeypatch):
     assert {*converters, "data_prep.verify", "fsmde_jax.main"} <= set(ran)
     for name in ("depth", "depth_tiny"):
         assert len(list((place / name).rglob("*_depth.png"))) >= 6
+    for name in ("depth_val", "depth_rig"):
+        assert len(list((place / name).rglob("cloud.ply"))) == 1
     assert (place / "lidar_over_images.png").stat().st_size > 10_000
     assert (place / "runs/nuscenes/evaluation/nuscenes_mini_val_surround.md").is_file()
     assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()

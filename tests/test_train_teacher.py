@@ -13,6 +13,7 @@ from fsmde_jax import build, checkpoint, convert, evaluate
 from fsmde_jax import train as job
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.loop import Loop
 from fsmde_jax.losses import relative, total
 from fsmde_jax.models.depth_anything import DepthAnything, Variant
 from fsmde_jax.models.rig_teacher import RigTeacher
@@ -57,7 +58,7 @@ def run(records, tmp_path_factory):
 def test_the_job_trains_evaluates_and_resumes(run, records, tmp_path, monkeypatch):
     whole = rows(run)
     assert list(whole) == [1, 2, 3] and np.isfinite(list(whole.values())).all()
-    log = job._Run._log
+    log = Loop._log
 
     def stopped(self, step, *rest):
         if step == 3:
@@ -65,7 +66,7 @@ def test_the_job_trains_evaluates_and_resumes(run, records, tmp_path, monkeypatc
         log(self, step, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(job._Run, "_log", stopped)
+        patch.setattr(Loop, "_log", stopped)
         train(make_config(records), tmp_path / "run")
     assert list(rows(tmp_path / "run")) == [1, 2]
     train(make_config(records), tmp_path / "run")

@@ -140,7 +140,7 @@ def distillation_loss(
         terms["vrkd"] = _relation(outputs, batch, signal, weights)
         loss = loss + weights.w_vr * terms["vrkd"]
     if weights.baseline and weights.w_baseline:
-        terms[weights.baseline] = _baseline(outputs, batch, signal, weights.baseline)
+        terms[weights.baseline] = _baseline(outputs, batch, signal, weights)
         loss = loss + weights.w_baseline * terms[weights.baseline]
     return loss, terms
 
@@ -162,14 +162,19 @@ def _relation(
     return relational.relation_loss(student, teacher, pairs, mask, tau_r=weights.tau_r, center=weights.center)
 
 
-def _baseline(outputs: Mapping[str, Array], batch: Mapping[str, Array], signal: Signal, name: str) -> Array:
-    method = baselines.baseline(name)
+def _baseline(
+    outputs: Mapping[str, Array], batch: Mapping[str, Array], signal: Signal, weights: DistillWeights
+) -> Array:
+    method = baselines.baseline(weights.baseline)
     if method.needs == "logits":
         return method.loss(outputs["bin_logits"], signal.logits, signal.mask)
     if method.needs == "rel_inv_depth":
         visible = batch["ego_mask"].astype(bool) & batch["view_mask"].astype(bool)[:, :, None, None]
         return method.loss(outputs["pred_depth"], signal.rel_inv_depth, visible)
-    return method.loss(outputs["projected" if method.projector else "features"], signal.tokens, signal.visible)
+    # CIRKD's relations are between tokens, as view-relational distillation's.
+    options = {"grid": weights.tokens, "tau": weights.tau_r} if weights.baseline == "cirkd" else {}
+    features = outputs["projected" if method.projector else "features"]
+    return method.loss(features, signal.tokens, signal.visible, **options)
 
 
 def relative_depth_loss(

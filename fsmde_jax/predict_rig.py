@@ -1,0 +1,133 @@
+"""Depth of whole rigs by a trained student, written as files that other tools read."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from fsmde_jax import geometry
+from fsmde_jax.data import transforms
+from fsmde_jax.depth_model import DepthModel, Prediction
+from fsmde_jax.errors import DataError
+from fsmde_jax.rig_frames import RigFrame, Source
+from fsmde_jax.viz.birdseye import birdseye
+from fsmde_jax.viz.panorama import panorama
+from fsmde_jax.viz.pointcloud import fuse, write_ply
+
+KINDS = ("png", "npz", "panorama", "birdseye", "ply")
+UNITS = 256.0  # of a 16-bit PNG in one metre, as KITTI's
+
+
+def predict_source(
+    model: DepthModel, source: Source, out: Path, *, kinds: Sequence[str] = KINDS, min_confidence: float = 0.1,
+    max_range: float = 60.0, limit: int = 0,
+) -> int:  # fmt: skip
+    """Predicts every frame of `source` and writes the files of `kinds` below `out`; one frame is in memory at a time.
+
+    Files of a frame called F: `F/<camera>_depth.png`, 16 bit, metres * 256 as KITTI's, 0 = none; `F/rig.npz` with depth
+    and confidence [N, H, W] float32 of the cameras (or one array per camera, where they differ in size), names,
+    intrinsics and poses; `F/panorama.png`; `F/birdseye.png`; `F/cloud.ply`, in the ego frame.
+
+    Args:
+      min_confidence, max_range: of points of the cloud (`pointcloud.fuse`).
+      limit: the first so many frames; 0 = all.
+
+    Returns:
+      How many frames there were.
+
+    Raises:
+      DataError: a frame cannot be read, or a file not be written.
+    """
+    count = min(limit, source.count) if limit else source.count
+    warned = False
+    with tqdm(total=count, desc="predicting (the first one compiles)", unit="rig", disable=None) as bar:
+        for number, frame in enumerate(source.frames()):
+            if number >= count:
+                break
+            if not warned:
+                widths = [image.shape[1] for image in frame.images]
+                for warning in model.out_of_range(frame.intrinsics, widths, frame.cameras):
+                    tqdm.write(f"warning: {warning}")
+                warned = True
+            found = model(frame.images, frame.intrinsics, frame.cam_to_ego)
+            folder = out / re.sub(r"[^\w.-]", "_", frame.name)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_frame(frame, found, folder, kinds, min_confidence=min_confidence, max_range=max_range)
+            except OSError as error:
+                raise DataError(
+                    f"{folder}: cannot write ({error.strerror}); free space or choose another --out"
+                ) from error
+            bar.update()
+    return count
+
+
+def write_frame(
+    frame: RigFrame, found: Prediction, folder: Path, kinds: Sequence[str], *, min_confidence: float, max_range: float
+) -> None:
+    """Writes the files of one frame into `folder`, each by rename."""
+    depth, confidence = list(found.depth), list(found.confidence)
+    if "png" in kinds:
+        for name, each in zip(frame.cameras, depth, strict=True):
+            values = np.clip(np.rint(each * UNITS), 1, 2**16 - 1).astype(np.uint16)
+            _write(folder / f"{name}_depth.png", functools.partial(_encode, values))
+    if "npz" in kinds:
+        arrays = {
+            "cameras": np.array(frame.cameras), "intrinsics": frame.intrinsics, "cam_to_ego": frame.cam_to_ego,
+        }  # fmt: skip
+        if isinstance(found.depth, np.ndarray):
+            arrays |= {"depth": found.depth, "confidence": found.confidence}
+        else:
+            for name, d, c in zip(frame.cameras, depth, confidence, strict=True):
+                arrays |= {f"depth_{name}": d, f"confidence_{name}": c}
+        _write(folder / "rig.npz", functools.partial(_save, arrays))
+    if "panorama" in kinds:
+        _write(folder / "panorama.png", functools.partial(_encode, _panorama(frame, depth)[..., ::-1]))
+    if {"ply", "birdseye"} & set(kinds):
+        cloud = fuse(
+            frame.images, depth, confidence, frame.intrinsics, frame.cam_to_ego, visible=frame.visible,
+            min_confidence=min_confidence, max_range=max_range,
+        )  # fmt: skip
+        if "ply" in kinds:
+            write_ply(folder / "cloud.ply", cloud)
+        if "birdseye" in kinds:
+            picture = birdseye(cloud, frame.lidar, title=frame.name)
+            _write(folder / "birdseye.png", functools.partial(_encode, picture[..., ::-1]))
+
+
+def _panorama(frame: RigFrame, depth: list[np.ndarray]) -> np.ndarray:
+    """Images and depth of all cameras at one size, and LiDAR and its error where there is some."""
+    height, width = min((image.shape[:2] for image in frame.images), key=lambda size: size[1])
+    size, count = (width, height), len(frame.images)
+    images = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in frame.images])
+    predicted = np.stack([cv2.resize(each, size, interpolation=cv2.INTER_LINEAR) for each in depth])
+    known = None
+    if frame.labels is not None and any(len(points) for points in frame.labels):
+        known = np.zeros((count, height, width), np.float32)
+        scale = np.array([[width / image.shape[1], height / image.shape[0]] for image in frame.images])
+        points = [each.astype(np.float32) for each in frame.labels]
+        transforms.rasterize(points, scale, 0.5 * scale - 0.5, known)
+    yaw = np.asarray(geometry.optical_yaw(frame.cam_to_ego))
+    return panorama(images, predicted, known, frame.cameras, yaw, title=frame.name)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes by rename, so that a killed run leaves no half a file."""
+    temporary = path.with_name(f".{path.name}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _encode(image: np.ndarray, path: Path) -> None:
+    done, content = cv2.imencode(".png", image)
+    assert done
+    path.write_bytes(content.tobytes())
+
+
+def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
