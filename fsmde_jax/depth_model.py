@@ -74,7 +74,7 @@ class DepthModel:
     def __init__(self, model: Any, tree: Mapping[str, Any], size: tuple[int, int], meta: dict[str, Any], said: str):
         self.model, self.image_size, self.meta, self.said = model, size, meta, said
         self._params, self._stats = jax.device_put((tree["params"], tree["batch_stats"]))
-        self._run = make_predict(model, _read)
+        self._run = make_predict(model, read)
 
     def __call__(
         self, images: Array | Sequence[Array], intrinsics: Array, cam_to_ego: Array | None = None
@@ -93,7 +93,9 @@ class DepthModel:
         batch: dict[str, Any] = self.batch(images, intrinsics, cam_to_ego)
         found = jax.device_get(self._run(self._params, self._stats, batch))
         sizes = [image.shape[:2] for image in images]
-        depth, sure = ([_resized(m, s) for m, s in zip(found[k][0], sizes, strict=True)] for k in ("depth", "within"))
+        depth, sure = (
+            [_resized(m, s) for m, s in zip(found[k][0], sizes, strict=True)] for k in ("depth", "confidence")
+        )
         if len(set(sizes)) == 1:
             return Prediction(np.stack(depth), np.stack(sure))
         return Prediction(depth, sure)
@@ -140,14 +142,15 @@ class DepthModel:
         )  # fmt: skip
 
 
-def _read(outputs: Mapping[str, Array]) -> dict[str, Array]:
+def read(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Of a student's outputs: `depth` metres and `confidence` (`Prediction`), [B, N, H, W] float32 each."""
     probabilities = jax.nn.softmax(outputs["bin_logits"].astype(jnp.float32), -1)
     depth = outputs["pred_depth"]
     height, width = outputs["bin_logits"].shape[2:4]
     coarse = interpolate.resize(depth[..., None], height, width, "bilinear")[..., 0]
     sure = confidence.within(coarse, probabilities, outputs["bin_centers"].astype(jnp.float32))
     sure = interpolate.resize(sure[..., None], depth.shape[2], depth.shape[3], "bilinear")[..., 0]
-    return {"depth": depth, "within": sure}
+    return {"depth": depth, "confidence": sure}
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

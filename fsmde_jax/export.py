@@ -1,13 +1,21 @@
-"""A trained student as an ONNX file: images of any number of views and their intrinsics in, metric depth out.
+"""A trained student for use elsewhere: its inference parameters alone, with a card that says what it expects.
 
-  python -m fsmde_jax.export --checkpoint runs/nuscenes --out nuscenes.onnx
+  python -m fsmde_jax.export --checkpoint runs/nuscenes --out nuscenes.onnx    # onnxruntime, TensorRT
   python -m fsmde_jax.export --checkpoint lite0 --out lite0.onnx --image_size 128x224
+  python -m fsmde_jax.export --checkpoint runs/nuscenes --format stablehlo --out nuscenes.stablehlo
+  python -m fsmde_jax.export --checkpoint lite0 --format orbax --out exported/lite0
 
-Inputs `images` uint8 [views, H, W, 3], RGB, and `intrinsics` float32 [views, 3, 3], pixels at H x W (resize a picture
-and its intrinsics together: the focal length fx sets the metric scale). Output `depth` float32 [views, H, W], metres.
-Normalisation is inside, teacher and optimiser are not; the numbers are float32 whatever the student was trained in.
-What it is, its depth range and the focal lengths that it serves are in the file's metadata, too. Needs onnx
-(pip install onnx). Without a graph: model.cross_view_blocks, bins=attractor, probabilities=log_binomial.
+onnx: `images` uint8 [views, H, W, 3], RGB, and `intrinsics` float32 [views, 3, 3], pixels at H x W (resize a picture
+and its intrinsics together: the focal length fx sets the metric scale) -> `depth` float32 [views, H, W], metres.
+BatchNorm is folded; what it is, its depth range and the focal lengths that it serves are in the file's metadata. Needs
+onnx (pip install onnx). Without a graph: model.cross_view_blocks, bins=attractor, probabilities=log_binomial.
+
+stablehlo: a program of jax.export for CPU, CUDA and TPU, which needs JAX but no model code, for any number of rigs and
+cameras: (images [B, N, H, W, 3], intrinsics [B, N, 3, 3], cam_to_ego [B, N, 4, 4]) -> {"depth", "confidence"}
+[B, N, H, W]; its card lies beside it as .json.
+
+orbax: a folder with the parameters (model/) and card.json, for this package. Teacher, projectors and optimiser are in
+none of them; numbers are float32 whatever the student was trained in.
 """
 
 import argparse
@@ -18,14 +26,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fsmde_jax import compatible
+import jax
+import jax.numpy as jnp
+
+from fsmde_jax import checkpoint, compatible, depth_model
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.models.depth_bins import FOCAL_WIDTH
 from fsmde_jax.models.onnx_graph import student_graph
 from fsmde_jax.models.registry import build_student
-from fsmde_jax.models.student import STRIDE
-from fsmde_jax.students import read_student
+from fsmde_jax.models.student import IMAGE_MEAN, IMAGE_STD, STRIDE, normalise_images
+from fsmde_jax.students import evaluations, read_student
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO program
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -33,6 +46,57 @@ def _size(text: str) -> tuple[int, int]:
     if not found or any(int(side) % STRIDE for side in found.groups()):
         raise ConfigError(f"--image_size {text}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
     return int(found[1]), int(found[2])
+
+
+def _check_out(out: Path, suffix: str) -> None:
+    if suffix and out.suffix != suffix:
+        raise ConfigError(f"--out {out}: expected a name that ends in {suffix}")
+    try:
+        if out.exists():
+            raise ConfigError(f"--out {out}: exists already; choose another name or delete it")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be used ({error.strerror})") from error
+
+
+def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(model, {"params", "batch_stats"}, card) of a student."""
+    wanted = _size(image_size) if image_size else None
+    tree, meta, _ = read_student(where)
+    config = meta["identity"]["config"]
+    if config.get("task", "student") != "student":
+        raise ConfigError(f"--checkpoint {where}: trains a teacher; expected a student")
+    model = build_student(**{**compatible.model_of(config), "dtype": "float32"})
+    trained = tuple(config["data"]["image_size"])
+    size = wanted or trained
+    return model, tree, {
+        "source": f"{meta['source']} (step {meta['step']})",
+        "image_size": list(size),
+        "trained_image_size": list(trained),
+        "trained_dtype": str(config["model"].get("dtype", "float32")),
+        "depth_range_m": [model.min_depth, model.max_depth],
+        "focal_range_px": [focal * size[1] / FOCAL_WIDTH for focal in model.focal_range],
+    }  # fmt: skip
+
+
+def _full_card(where: str, card: dict[str, Any]) -> dict[str, Any]:
+    """The card with what a reader elsewhere needs besides: network, images, rig, evaluations, terms."""
+    _, meta, _ = read_student(where)
+    path = Path(where)
+    found = meta.get("evaluations")
+    if found is None:
+        found = evaluations(path, meta["step"], meta["identity"]) if path.is_dir() else []
+    config = meta["identity"]["config"]
+    return {
+        **card,
+        "model": compatible.model_of(config),
+        "images": {"order": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD), "of": "values / 255"},
+        "rig": "any number of cameras; pinhole intrinsics in pixels at image_size, pixel centres at integers;"
+        " cam_to_ego [4, 4], camera x right, y down, z forward, ego x forward, y left, z up, metres",
+        "trained_on": meta["identity"].get("data", {}),
+        "trained_by": meta["identity"].get("commit", "unknown"),
+        "evaluations": found,
+        "licence": "code Apache-2.0; parameters inherit the terms of the data they were trained on",
+    }
 
 
 def export_onnx(where: str, out: str | Path, image_size: str = "") -> dict[str, Any]:
@@ -52,40 +116,73 @@ def export_onnx(where: str, out: str | Path, image_size: str = "") -> dict[str, 
         not installed. DataError, TrainingError: the student cannot be read, or the file not be written.
     """
     out = Path(out)
-    if out.suffix != ".onnx":
-        raise ConfigError(f"--out {out}: expected a name that ends in .onnx")
-    try:
-        if out.exists():
-            raise ConfigError(f"--out {out}: exists already; choose another name or delete it")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be used ({error.strerror})") from error
+    _check_out(out, ".onnx")
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("not installed: onnx; pip install onnx")
-    wanted = _size(image_size) if image_size else None
-    tree, meta, _ = read_student(where)
-    config = meta["identity"]["config"]
-    if config.get("task", "student") != "student":
-        raise ConfigError(f"--checkpoint {where}: trains a teacher; expected a student")
-    model = build_student(**compatible.model_of(config))
-    trained = tuple(config["data"]["image_size"])
-    size = wanted or trained
-    graph = student_graph(model, tree["params"], tree["batch_stats"], size)
-    card = {
-        "source": f"{meta['source']} (step {meta['step']})",
-        "image_size": list(size),
-        "trained_image_size": list(trained),
-        "trained_dtype": str(config["model"].get("dtype", "float32")),
-        "depth_range_m": [model.min_depth, model.max_depth],
-        "focal_range_px": [focal * size[1] / FOCAL_WIDTH for focal in model.focal_range],
-    }
+    model, tree, card = _open(where, image_size)
+    height, width = card["image_size"]
+    graph = student_graph(model, tree["params"], tree["batch_stats"], (height, width))
     for key, value in card.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    _write(out, graph.SerializeToString())
+    return card
+
+
+def export_stablehlo(where: str, out: str | Path, image_size: str = "") -> dict[str, Any]:
+    """Writes a student as a program of `jax.export` for CPU, CUDA and TPU, and its card beside it.
+
+    The parameters are constants of the program; B rigs and N cameras stay free. Arguments, returns and errors as
+    `export_onnx`, with .stablehlo; the card is the one that is written.
+    """
+    out = Path(out)
+    _check_out(out, ".stablehlo")
+    _check_out(out.with_suffix(".json"), "")
+    model, tree, card = _open(where, image_size)
+    variables = {name: jax.tree.map(jnp.asarray, tree[name]) for name in ("params", "batch_stats")}
+
+    def run(images: jax.Array, intrinsics: jax.Array, cam_to_ego: jax.Array) -> dict[str, jax.Array]:
+        outputs = model.apply(variables, normalise_images(images), intrinsics, cam_to_ego, train=False)
+        return depth_model.read(outputs)
+
+    rigs, cameras = jax.export.symbolic_shape("rigs, cameras")
+    height, width = card["image_size"]
+    shapes = (
+        jax.ShapeDtypeStruct((rigs, cameras, height, width, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((rigs, cameras, 3, 3), jnp.float32),
+        jax.ShapeDtypeStruct((rigs, cameras, 4, 4), jnp.float32),
+    )
+    exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(*shapes)
+    card = {
+        **_full_card(where, card), "platforms": list(PLATFORMS), "jax": jax.__version__,
+        "call": "jax.export.deserialize(file.read_bytes()).call(images, intrinsics, cam_to_ego) -> {depth, confidence}",
+    }  # fmt: skip
+    _write(out.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())  # first: no file without its card
+    _write(out, bytes(exported.serialize()))
+    return card
+
+
+def export_orbax(where: str, out: str | Path, image_size: str = "") -> dict[str, Any]:
+    """Writes a student's parameters as a new folder: an orbax checkpoint `model/` and `card.json`.
+
+    Its card's `model` are the arguments of `registry.build_student`. Arguments, returns and errors as `export_onnx`.
+    """
+    out = Path(out)
+    _check_out(out, "")
+    _, tree, card = _open(where, image_size)
+    card = _full_card(where, card)
+    checkpoint.write_tree(out, {name: tree[name] for name in ("params", "batch_stats")}, card)
+    return card
+
+
+def _write(out: Path, content: bytes) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, graph.SerializeToString())
+        write_atomically(out, content)
     except OSError as error:
         raise DataError(f"{out}: cannot write ({error.strerror}); free space or choose another place") from error
-    return card
+
+
+FORMATS = {"onnx": export_onnx, "stablehlo": export_stablehlo, "orbax": export_orbax}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,13 +193,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint", required=True, metavar="C", help="a run, a student's .safetensors file, or lite0"
     )
-    parser.add_argument("--out", required=True, metavar="FILE.onnx", help="new file")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="onnx", help="default onnx")
+    parser.add_argument("--out", required=True, metavar="P", help="new file .onnx or .stablehlo, or new folder (orbax)")
     parser.add_argument(
         "--image_size", default="", metavar="HxW", help="pixels, multiples of 32 (default: what it was trained on)"
     )
     args = parser.parse_args(argv)
     with exit_with_message():
-        card = export_onnx(args.checkpoint, args.out, args.image_size)
+        card = FORMATS[args.format](args.checkpoint, args.out, args.image_size)
         height, width = card["image_size"]
         low, high = card["focal_range_px"]
         print(f"{args.out}: {card['source']}, any number of views of {height}x{width}, depth in metres")

@@ -113,7 +113,7 @@ def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) 
         "step": meta["step"],
         "source": meta["source"],
         "identity": meta["identity"],
-        "evaluations": _evaluations(workdir, meta["step"], meta["identity"]),
+        "evaluations": evaluations(workdir, meta["step"], meta["identity"]),
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     try:
@@ -125,7 +125,7 @@ def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) 
     return card
 
 
-def _evaluations(workdir: Path, step: int, trained_as: dict[str, Any]) -> list[dict[str, Any]]:
+def evaluations(workdir: Path, step: int, trained_as: dict[str, Any]) -> list[dict[str, Any]]:
     """What evaluations of this very student found: title, options, metrics of all cameras, the best trivial one."""
     found = []
     for path in sorted((workdir / "evaluation").glob("*.json")):

@@ -1,6 +1,8 @@
 """The ONNX file of a student, in onnxruntime, against the student itself."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -10,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from fsmde_jax import export
+from fsmde_jax import depth_model, export
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.models import onnx_graph
 from fsmde_jax.models.registry import build_student
@@ -191,3 +193,60 @@ def test_levels_of_one_channel_are_not_depthwise():
     variables = perturbed(model)
     graph = onnx_graph.student_graph(model, variables["params"], variables["batch_stats"], SIZE)
     compare(model, variables, graph.SerializeToString(), 1)
+
+
+def test_a_stablehlo_program_runs_without_the_model_code(tmp_path):
+    """In a process in which this package cannot be imported, with other numbers of rigs and cameras than one."""
+    card = export.export_stablehlo("lite0", tmp_path / "lite0.stablehlo", "32x64")
+    assert json.loads((tmp_path / "lite0.json").read_text()) == card
+    assert card["platforms"] == ["cpu", "cuda", "tpu"] and card["image_size"] == [32, 64]
+    assert card["evaluations"][0]["metric"]["abs_rel"] > 0 and "Apache-2.0" in card["licence"]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 32, 64, 3), np.uint8)
+    intrinsics = np.tile(np.array([[50, 0, 31.5], [0, 50, 15.5], [0, 0, 1]], np.float32), (2, 3, 1, 1))
+    np.savez(tmp_path / "in.npz", images=images, intrinsics=intrinsics)
+    script = (
+        "import sys; sys.modules['fsmde_jax'] = None\n"
+        "import jax, numpy as np\n"
+        "given = np.load('in.npz'); poses = np.tile(np.eye(4, dtype=np.float32), (2, 3, 1, 1))\n"
+        "program = jax.export.deserialize(open('lite0.stablehlo', 'rb').read())\n"
+        "found = program.call(given['images'], given['intrinsics'], poses)\n"
+        "one = program.call(given['images'][:1, :1], given['intrinsics'][:1, :1], poses[:1, :1])\n"
+        "np.savez('out.npz', one=one['depth'], **found)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    found = np.load(tmp_path / "out.npz")
+    model = depth_model.load_model("lite0", image_size=(32, 64))
+    for rig in range(2):
+        wanted = model(images[rig], intrinsics[rig])
+        np.testing.assert_allclose(found["depth"][rig], wanted.depth, rtol=1e-4)
+        np.testing.assert_allclose(found["confidence"][rig], wanted.confidence, atol=1e-4)
+    np.testing.assert_allclose(found["one"][0, 0], found["depth"][0, 0], rtol=1e-4)
+
+
+def test_an_orbax_folder_reloads_with_orbax_and_the_models_alone(tmp_path):
+    import orbax.checkpoint as ocp
+
+    export.export_orbax("lite0", tmp_path / "lite0")
+    card = json.loads((tmp_path / "lite0" / "card.json").read_text())
+    with ocp.StandardCheckpointer() as checkpointer:
+        variables = checkpointer.restore((tmp_path / "lite0" / "model").resolve())
+    tree, _, _ = read_student("lite0")
+    jax.tree.map(np.testing.assert_array_equal, variables, tree)
+    model = build_student(**card["model"])
+    images, intrinsics = inputs(2)
+    found = depth_of(model, variables, images, intrinsics)["pred_depth"][0]
+    wanted = depth_model.load_model("lite0", image_size=SIZE)(images, intrinsics).depth
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert not list((tmp_path / "lite0").rglob("*opt_state*")) and card["images"]["order"] == "RGB"
+    with pytest.raises(ConfigError, match=r"lite0: exists already"):
+        export.export_orbax("lite0", tmp_path / "lite0")
+
+
+def test_formats_by_the_command_line(tmp_path, capsys):
+    for name, out in (("stablehlo", "a.stablehlo"), ("orbax", "a")):
+        export.main(["--checkpoint", "lite0", "--format", name, "--out", str(tmp_path / out), "--image_size", "32x64"])
+        assert "any number of views of 32x64" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        export.main(["--checkpoint", "lite0", "--format", "stablehlo", "--out", str(tmp_path / "b.onnx")])
+    assert "ends in .stablehlo" in capsys.readouterr().err
