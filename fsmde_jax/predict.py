@@ -158,8 +158,8 @@ def _predict_rigs(args: argparse.Namespace) -> None:
     """The student's part of the command line."""
     if args.teacher or args.images or args.checkpoint is None or args.input is None:
         raise ConfigError("--checkpoint and --input belong together, and not with --teacher and --images")
-    if args.limit < 0 or not args.max_range > 0 or not 0 <= args.min_confidence <= 1:
-        raise ConfigError("expected --limit of at least 0, --max_range above 0 and --min_confidence in 0 ... 1")
+    if args.limit < 0 or not args.max_range > 0 or not 0 < args.keep <= 1:
+        raise ConfigError("expected --limit of at least 0, --max_range above 0 and --keep above 0, at most 1")
     source = rig_frames.open_source(Path(args.input), args.rig)
     size = None
     if args.image_size:
@@ -169,7 +169,7 @@ def _predict_rigs(args: argparse.Namespace) -> None:
     model = load_model(args.checkpoint, image_size=size)
     print(f"{model.said}, at {model.image_size[0]}x{model.image_size[1]}; {source.what}")
     count = predict_rig.predict_source(
-        model, source, Path(args.out), kinds=args.write, min_confidence=args.min_confidence, max_range=args.max_range,
+        model, source, Path(args.out), kinds=args.write, keep=args.keep, max_range=args.max_range,
         limit=args.limit,
     )  # fmt: skip
     print(f"{count} frames in {args.out}")
@@ -194,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rigs.add_argument("--limit", type=int, default=0, metavar="N", help="the first N frames only (default all)")
     rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")
     rigs.add_argument(
-        "--min_confidence", type=float, default=0.1, metavar="P",
-        help="least probability that a point's depth is within a factor of 1.25, for clouds (default 0.1)",
+        "--keep", type=float, default=0.6, metavar="SHARE",
+        help="share of the pixels, the surest ones, that clouds show (default 0.6)",
     )  # fmt: skip
     rigs.add_argument("--max_range", type=float, default=60.0, metavar="M", help="of clouds, metres (default 60)")
     single = parser.add_argument_group("single images, by a teacher")

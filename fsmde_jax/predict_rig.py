@@ -16,14 +16,14 @@ from fsmde_jax.errors import DataError
 from fsmde_jax.rig_frames import RigFrame, Source
 from fsmde_jax.viz.birdseye import birdseye
 from fsmde_jax.viz.panorama import panorama
-from fsmde_jax.viz.pointcloud import fuse, write_ply
+from fsmde_jax.viz.pointcloud import fuse, surest, write_ply
 
 KINDS = ("png", "npz", "panorama", "birdseye", "ply")
 UNITS = 256.0  # of a 16-bit PNG in one metre, as KITTI's
 
 
 def predict_source(
-    model: DepthModel, source: Source, out: Path, *, kinds: Sequence[str] = KINDS, min_confidence: float = 0.1,
+    model: DepthModel, source: Source, out: Path, *, kinds: Sequence[str] = KINDS, keep: float = 0.6,
     max_range: float = 60.0, limit: int = 0,
 ) -> int:  # fmt: skip
     """Predicts every frame of `source` and writes the files of `kinds` below `out`; one frame is in memory at a time.
@@ -33,7 +33,8 @@ def predict_source(
     intrinsics and poses; `F/panorama.png`; `F/birdseye.png`; `F/cloud.ply`, in the ego frame.
 
     Args:
-      min_confidence, max_range: of points of the cloud (`pointcloud.fuse`).
+      keep: share of the pixels, the surest ones, that clouds show.
+      max_range: of clouds, metres of z-depth.
       limit: the first so many frames; 0 = all.
 
     Returns:
@@ -57,7 +58,7 @@ def predict_source(
             folder = out / re.sub(r"[^\w.-]", "_", frame.name)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_frame(frame, found, folder, kinds, min_confidence=min_confidence, max_range=max_range)
+                write_frame(frame, found, folder, kinds, keep=keep, max_range=max_range)
             except OSError as error:
                 raise DataError(
                     f"{folder}: cannot write ({error.strerror}); free space or choose another --out"
@@ -67,7 +68,7 @@ def predict_source(
 
 
 def write_frame(
-    frame: RigFrame, found: Prediction, folder: Path, kinds: Sequence[str], *, min_confidence: float, max_range: float
+    frame: RigFrame, found: Prediction, folder: Path, kinds: Sequence[str], *, keep: float, max_range: float
 ) -> None:
     """Writes the files of one frame into `folder`, each by rename."""
     depth, confidence = list(found.depth), list(found.confidence)
@@ -90,7 +91,7 @@ def write_frame(
     if {"ply", "birdseye"} & set(kinds):
         cloud = fuse(
             frame.images, depth, confidence, frame.intrinsics, frame.cam_to_ego, visible=frame.visible,
-            min_confidence=min_confidence, max_range=max_range,
+            min_confidence=surest(confidence, keep), max_range=max_range,
         )  # fmt: skip
         if "ply" in kinds:
             write_ply(folder / "cloud.ply", cloud)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import from its own level only where `SAME_LEVEL` allows it, and from every level below.
 LEVELS = [
     {"fsmde_jax.main", "fsmde_jax.experiment"},
-    {"fsmde_jax.train", "fsmde_jax.predict"},
+    {"fsmde_jax.train", "fsmde_jax.predict", "fsmde_jax.report"},
     {"fsmde_jax.loop"},
     {"fsmde_jax.evaluate", "fsmde_jax.teacher_cache"},
     {"fsmde_jax.predict_rig"},

@@ -159,6 +159,13 @@ def test_a_fused_cloud_lies_on_the_walls_and_shows_each_surface_once():
     assert (cloud.camera == 5).sum() == len(surest.points) == 60 * 120  # of the surest camera nothing is gone
 
 
+def test_the_surest_share():
+    sure = [np.arange(60, dtype=np.float32).reshape(6, 10), np.arange(60, 100, dtype=np.float32)]
+    limit = pointcloud.surest(sure, 0.25)
+    assert sum((each >= limit).sum() for each in sure) == 25
+    assert pointcloud.surest(sure, 1.0) == 0
+
+
 def test_what_a_cloud_leaves_out():
     sample = rooms.make(0, cameras=3, native_size=(48, 96))
     depth = [rooms.plane(sample, i).astype(np.float32) for i in range(3)]
@@ -209,7 +216,7 @@ def test_every_input_gives_every_file(model, records, rig, tmp_path, kind, capsy
     where = records if kind == "records" else rig / kind
     flags = [] if kind == "records" else ["--rig", rig / "rig.yaml"]
     run("--checkpoint", "lite0", "--input", where, *flags, "--out", tmp_path / "out", "--image_size", "32x64",
-        "--limit", 2, "--min_confidence", 0)  # fmt: skip
+        "--limit", 2, "--keep", 1)  # fmt: skip
     frames = sorted((tmp_path / "out").iterdir())
     names = {"records": ["sample-0", "sample-1"], "images": ["0000", "0001"], "videos": ["000000", "000001"]}[kind]
     assert [frame.name for frame in frames] == names

@@ -12,6 +12,11 @@ from fsmde_jax.data.tfrecord import write_atomically
 AGREE = 1.15  # factor within which two cameras show the same surface
 
 
+def surest(confidence: Sequence[np.ndarray], share: float) -> float:
+    """The confidence that `share` of all pixels reach: a limit for `fuse` whatever a student's calibration."""
+    return float(np.quantile(np.concatenate([np.ravel(each) for each in confidence]), 1 - share))
+
+
 class Cloud(NamedTuple):
     """Points [P, 3] float32 metres in the ego frame (x forward, y left, z up), colours [P, 3] uint8, camera [P]."""
 

@@ -1,0 +1,111 @@
+"""The report of a run: one file with everything in it, also as a browser shows it."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from fsmde_jax import report
+from fsmde_jax.train import train
+from fsmde_jax.viz import report_page
+from fsmde_jax.viz.pointcloud import Cloud
+from tests import rooms
+from tests.sample_factory import write_folder
+from tests.test_train import make_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    records = write_folder(folder / "rooms", [rooms.make(seed, cameras=3, native_size=(48, 80)) for seed in range(3)])
+    config = make_config(
+        records, **{"train.steps": 2, "train.eval_every": 1, "eval.num_pictures": 1, "eval.trivial": True}
+    )
+    train(config, folder / "run")
+    from fsmde_jax.evaluate import evaluate_run
+
+    evaluate_run(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def made(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    report.main(["--workdir", str(run), "--out", str(out)])
+    return out
+
+
+def test_everything_is_in_the_one_file(made, run):
+    text = made.read_text()
+    for name in ("Evaluation", "Point cloud", "Pictures", "Curves", "What it was", "Config"):
+        assert f"<h2>{name}</h2>" in text
+    table = json.loads(next((run / "evaluation").glob("*.json")).read_text())
+    assert f"<td>{table['table']['metric']['all']['abs_rel']:.4f}</td>" in text and "trivial: row median" in text
+    identity = json.loads((run / "identity.json").read_text())
+    assert identity["commit"] in text and "resnet18" in text
+    for curve in ("train/loss", "train/silog", "eval/metric/abs_rel"):
+        assert f'aria-label="{curve}"' in text
+    assert text.count("data:image/jpeg;base64,") >= 2  # panorama, bird's-eye view
+    # Nothing is fetched from anywhere.
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", text) and "url(" not in text and "import(" not in text
+
+
+def test_the_cloud_is_in_it_point_by_point():
+    points = np.array([[1.5, -2, 3], [4, 5, 6]], np.float32)
+    text = report_page.cloud(Cloud(points, np.array([[1, 2, 3], [4, 5, 6]], np.uint8), np.zeros(2, int)), "c", "two")
+    data = base64.b64decode(re.search(r'id="c">([^<]+)<', text).group(1))
+    rows = np.frombuffer(data, np.dtype([("xyz", "<f4", (3,)), ("rgba", "u1", (4,))]))
+    np.testing.assert_array_equal(rows["xyz"], points)
+    assert rows["rgba"].tolist() == [[1, 2, 3, 255], [4, 5, 6, 255]]
+    many = Cloud(np.zeros((200_001, 3), np.float32), np.zeros((200_001, 3), np.uint8), np.zeros(200_001, int))
+    assert len(report_page.cloud(many, "c", "many")) < 2_000_000
+
+
+def test_charts_leave_out_what_is_not_finite_and_escape_names():
+    text = report_page.chart("<loss>", {"<loss>": [(1, 2.0), (2, float("nan")), (3, 1.0)]})
+    assert "nan" not in text and "<loss>" not in text and text.count(",") == 2
+    assert report_page.chart("x", {"x": [(1, float("inf"))]}) == ""
+
+
+def test_what_is_no_run_is_named(run, tmp_path, capsys):
+    for flags, message in (
+        (["--workdir", str(tmp_path), "--out", str(tmp_path / "r.html")], "no run (no identity.json in it)"),
+        (["--workdir", str(run), "--out", str(tmp_path / "r.html"), "--frame", "7"], "has frames 0 to 2"),
+        (["--workdir", str(run), "--out", "/proc/r.html"], "--out /proc/r.html: cannot write"),
+    ):
+        with pytest.raises(SystemExit):
+            report.main(flags)
+        assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("width", [1300, 390])
+def test_a_browser_shows_it_without_errors(made, tmp_path, width):
+    """Headless Chromium: no console errors, nothing wider than the window, a cloud that is drawn."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no chromium: the report is not looked at in a browser")
+    look = """<script>addEventListener("load", () => setTimeout(() => {
+      const canvas = document.querySelector("canvas"), gl = canvas && canvas.getContext("webgl");
+      const pixels = gl ? new Uint8Array(4 * canvas.width * canvas.height) : [];
+      if (gl) gl.readPixels(0, 0, canvas.width, canvas.height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+      const lit = pixels.filter((v, i) => i % 4 < 3 && v > 60).length;
+      document.title = JSON.stringify([document.documentElement.scrollWidth, innerWidth, gl ? lit : -1]);
+    }, 500));</script>"""
+    page = tmp_path / "page.html"
+    page.write_text(made.read_text().replace("</body>", look + "</body>"))
+    command = [
+        browser, "--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+        f"--window-size={width},900", "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom",
+        f"--user-data-dir={tmp_path / 'profile'}", page.as_uri(),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    seen, inner, lit = json.loads(re.search(r"<title>(\[[^<]*\])</title>", result.stdout).group(1))
+    assert seen <= inner
+    assert lit == -1 or lit > 500
+    errors = [line for line in result.stderr.splitlines() if ":CONSOLE" in line and "GL Driver Message" not in line]
+    assert not errors
