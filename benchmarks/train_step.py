@@ -1,13 +1,14 @@
 """Speed of the whole distillation step and of its parts, beside the same step in PyTorch and the machine's own peak.
 
     python -m benchmarks.train_step --compile                  # six 352x640 views, teacher Small, beside PyTorch
-    python -m benchmarks.train_step --dtype bfloat16 --batch 8 # on a GPU
+    python -m benchmarks.train_step --dtype bfloat16 --batch 8 --no-torch # on a GPU
 
 One step is: frozen teacher, student, losses, gradient, clipping, AdamW. For the comparison both sides have ResNet-18
 (random), SILog and the KL of bin probabilities by `soft_assign`, and Depth Anything V2 Small with the same random
 weights; PyTorch's is `benchmarks.torch_student` with the transformers teacher, eager, with a channels_last student, and
-compiled with --compile. All sides are timed in turn in one process on the same cores and with the same settings of
-malloc (`benchmarks.teacher`); compilation is timed apart, cold and from JAX's persistent cache.
+compiled with --compile; it is spared normalising and resizing the images. All sides are timed in turn in one process on
+the same cores and with the same settings of malloc (`benchmarks.teacher`); compilation is timed apart, cold and from
+JAX's persistent cache.
 
 Parts here are programs of their own: the teacher; the student's forward with the loss; that and its gradient. What is
 left of the whole step to the teacher and the gradient is the update and what the parts share. `share of peak` is of the
@@ -368,6 +369,8 @@ def main() -> None:
     from fsmde_jax.errors import ConfigError, exit_with_message
 
     with exit_with_message():
+        if args.torch and args.dtype != "float32":
+            raise ConfigError(f"--dtype {args.dtype}: PyTorch's side computes in float32; pass --no-torch")
         if args.torch and args.encoder != "resnet18":
             raise ConfigError(f"--encoder {args.encoder}: PyTorch's side has resnet18; pass --no-torch")
         load = os.getloadavg()[0]

@@ -106,9 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train = ml_collections.ConfigDict()
     c.train.encoder_weights = ""  # .safetensors or .pth with ImageNet weights; "" = random initialisation
     c.train.steps = 50_000
-    c.train.batch_parts = (
-        1  # compute a batch's network in so many parts: less memory, the same losses (docs/scaling.md)
-    )
+    c.train.batch_parts = 1  # compute a batch's network in so many parts: less memory (docs/scaling.md)
     c.train.fsdp = 1  # divide large parameters and their optimiser state over so many devices; 1 = whole on each
     c.train.max_skipped_steps = (
         10  # steps whose loss or gradient is not finite are left out; a run with more of them ends

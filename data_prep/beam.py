@@ -5,8 +5,7 @@ folder have to be at the same path for all of them (NFS, a mounted bucket). Shar
 `record_writer.convert` makes without Beam, byte for byte, and a pipeline that was stopped goes on likewise.
 """
 
-import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ class _Convert(apache_beam.DoFn):
 
 def run(
     indices: Iterable[int], open_source: Callable[[], Source], job: Callable[[Source, int], shards.Job], *,
-    runner: str, options: str, out: Path,
+    runner: str, options: Sequence[str], out: Path,
 ) -> None:  # fmt: skip
     """Makes the shards `indices` and returns when all are there.
 
@@ -43,14 +42,14 @@ def run(
       open_source: opens the dataset on a worker; picklable.
       job: (source, number) -> what to convert; picklable.
       runner: of Beam, e.g. DirectRunner, DataflowRunner, FlinkRunner, SparkRunner.
-      options: Beam's pipeline options as one string, e.g. "--project=p --region=r --temp_location=gs://b/tmp".
+      options: Beam's pipeline options, e.g. ["--project=p", "--region=r", "--temp_location=gs://b/tmp"].
       out: records folder, for messages.
 
     Raises:
       DataError: the runner or a shard failed; shards that are done are kept.
     """
     numbers = list(indices)
-    flags = [f"--runner={runner}", *shlex.split(options)]
+    flags = [f"--runner={runner}", *options]
     try:
         with apache_beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
             made = pipeline | apache_beam.Create(numbers) | apache_beam.Reshuffle()

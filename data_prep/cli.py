@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -172,6 +173,10 @@ def run(args: argparse.Namespace, open_source: Callable[[], Source]) -> None:
     """
     if args.beam_options and not args.runner:
         raise ConfigError("--beam_options belong to --runner")
+    try:
+        beam_options = tuple(shlex.split(args.beam_options))
+    except ValueError as error:
+        raise ConfigError(f"--beam_options {args.beam_options!r}: {error}; expected '--key=value ...'") from error
     open_part = functools.partial(_opened, open_source, args.samples, args.limit)
     source = open_part()
     options = BuildOptions(args.image_size, args.jpeg_quality, source.point_rule)
@@ -184,7 +189,7 @@ def run(args: argparse.Namespace, open_source: Callable[[], Source]) -> None:
         with terminate_as_interrupt():
             made = record_writer.convert(
                 source, args.out, options, sweeps=args.sweeps, workers=args.workers, on_error=args.on_error,
-                cluster=record_writer.Cluster(open_part, args.runner, args.beam_options) if args.runner else None,
+                cluster=record_writer.Cluster(open_part, args.runner, beam_options) if args.runner else None,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"\n{args.out}: interrupted; the same command goes on from the finished shards", file=sys.stderr)

@@ -38,7 +38,7 @@ class Cluster:
 
     open_source: Callable[[], Source]
     runner: str
-    options: str = ""
+    options: tuple[str, ...] = ()
 
     def run(self, indices: list[int], job: Callable[[Source, int], shards.Job], out: Path) -> None:
         """Makes the shards; see `beam.run`."""

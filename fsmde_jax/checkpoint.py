@@ -6,9 +6,11 @@ taken for a whole one.
 """
 
 import contextlib
+import copy
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fsmde_jax.compatible import differences
-from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.errors import ConfigError, FsmdeError, TrainingError
 from fsmde_jax.models.projector import PROJECTOR_SCOPE
 from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE
 from fsmde_jax.state import TrainState
@@ -44,6 +46,8 @@ def _writing(what: Path) -> Iterator[None]:
     """Turns the many kinds of errors of a failed write (tensorstore raises ValueError) into one message."""
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # of a device, or another process is lost
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise TrainingError(
@@ -65,7 +69,9 @@ def _reading(what: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (FsmdeError, jax.errors.JaxRuntimeError, PermissionError, MemoryError):  # no damage
+        raise
+    except Exception as error:  # orbax raises bare ones
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise DamagedError(
             f"{what}: damaged checkpoint ({reason}); delete this folder, then the one before it is used"
@@ -116,7 +122,8 @@ class Checkpoints:
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _arrays_of(state).items()}
         # The position is the same in every process, and means the same with any number of them.
         position = ocp.args.JsonSave(iterator.get_state())
-        items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(meta))
+        # A copy, as it is written in the background.
+        items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(copy.deepcopy(meta)))
         with _writing(self.workdir / CHECKPOINTS):
             self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
             self._latest.save(step, args=items)
@@ -126,7 +133,8 @@ class Checkpoints:
     ) -> tuple[TrainState, Any, dict[str, Any]]:
         """The newest whole (state, iterator, meta), on the devices of `state`, which serves as the template.
 
-        A damaged checkpoint is passed over with a warning for the one before it, and moved to `damaged/`.
+        A checkpoint that cannot be read, twice, is passed over with a warning for the one before it, and moved to
+        `damaged/`. Several processes might not agree on that, so there it is an error.
 
         Args:
           state: of the shapes and on the devices that are wanted.
@@ -141,14 +149,19 @@ class Checkpoints:
         for step in sorted(self._latest.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, state, iterator, check)
-            except DamagedError as error:
-                damaged.append((step, error))
-                continue
+            except DamagedError:
+                if jax.process_count() > 1:
+                    raise
+                time.sleep(1)  # a file server may have hesitated
+                try:
+                    restored = self._restore(step, state, iterator, check)
+                except DamagedError as error:
+                    damaged.append((step, error))
+                    continue
             for bad, why in damaged:
                 place = self._set_aside(bad)
-                if jax.process_index() == 0:
-                    print(f"warning: {str(why).split('; delete')[0]}: moved to {place}", file=sys.stderr)
-                    print(f"warning: going on from step {step} instead of {bad}", file=sys.stderr)
+                print(f"warning: {str(why).split('; delete')[0]}: moved to {place}", file=sys.stderr)
+                print(f"warning: going on from step {step} instead of {bad}", file=sys.stderr)
             return restored
         if len(damaged) > 1:
             raise TrainingError(
@@ -160,6 +173,11 @@ class Checkpoints:
         self, step: int, state: TrainState, iterator: Any, check: Callable[[dict[str, Any], str], None]
     ) -> tuple[TrainState, Any, dict[str, Any]]:
         folder = self.workdir / CHECKPOINTS / str(step)
+        if list((folder / "data").glob("process_*-of-*.json")):
+            raise ConfigError(
+                f"{folder}: written by an older version, whose data position cannot be read; start anew from its"
+                " parameters: another --workdir, with --init_from"
+            )
         read = {name: ocp.args.JsonRestore() for name in ("meta", "data")}
         with _reading(folder):
             texts = self._latest.restore(step, args=ocp.args.Composite(**read))
@@ -177,15 +195,12 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         """Moves a damaged checkpoint out of the way; where it is now."""
-        place = self.workdir / DAMAGED / str(step)
-        if jax.process_index() == 0:
-            number = 1
-            while place.exists():
-                number += 1
-                place = place.with_name(f"{step}_{number}")
-            place.parent.mkdir(exist_ok=True)
-            (self.workdir / CHECKPOINTS / str(step)).rename(place)
-        ocp.utils.sync_global_processes("damaged checkpoint moved") if jax.process_count() > 1 else None
+        place, number = self.workdir / DAMAGED / str(step), 1
+        while place.exists():
+            number += 1
+            place = place.with_name(f"{step}_{number}")
+        place.parent.mkdir(exist_ok=True)
+        (self.workdir / CHECKPOINTS / str(step)).rename(place)
         self._latest.reload()
         return place
 

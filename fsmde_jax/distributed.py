@@ -8,7 +8,9 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +18,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fsmde_jax.errors import ConfigError
+from fsmde_jax.errors import ConfigError, FsmdeError
 
 CONNECT_TIMEOUT, PEER_TIMEOUT = 300, 60  # seconds
+_LOST = re.compile("peer|gloo|connection|coordination|unavailable|deadline|heartbeat", re.IGNORECASE)
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -29,12 +32,13 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
       processes, process: their number and which of them this one is; 0 and -1 = likewise.
 
     Raises:
-      ConfigError: they cannot be found out, or the others do not answer in time.
+      ConfigError: they cannot be found out. (Where the others do not answer in time JAX itself ends the process.)
     """
     try:
         jax.distributed.initialize(
             coordinator or None, processes or None, None if process < 0 else process,
             initialization_timeout=CONNECT_TIMEOUT, heartbeat_timeout_seconds=PEER_TIMEOUT,
+            shutdown_timeout_seconds=PEER_TIMEOUT,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
@@ -47,20 +51,28 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
 
 @contextlib.contextmanager
 def ending_with_peers() -> Iterator[None]:
-    """Ends this process at once, with a message, where another one has gone: there is nobody left to wait for."""
+    """Ends this one of several processes at once, with a message, after an error of its own or where another has gone:
+    the others then notice that it is gone instead of waiting for it."""
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ConnectionError) as error:
-        if jax.process_count() == 1:
+    except Exception as error:
+        if jax.process_count() == 1 or getattr(error, "agreed", False):
             raise
-        reason = str(error).strip().splitlines()[0][:300]
-        print(
-            f"error: process {jax.process_index()} of {jax.process_count()} lost the others ({reason}).\nLook at what"
-            " they printed; start all again with the same command: it goes on from the newest checkpoint.",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        if isinstance(error, FsmdeError):
+            print(f"error: {who}: {error}", file=sys.stderr)
+        elif isinstance(error, (jax.errors.JaxRuntimeError, ConnectionError)) and _LOST.search(reason):
+            print(
+                f"error: {who} lost the others ({reason}).\nLook at what they printed; start all again with the same"
+                " command: it goes on from the newest checkpoint.", file=sys.stderr,
+            )  # fmt: skip
+        else:
+            traceback.print_exc()
+            print(f"error: {who} ends", file=sys.stderr)
         sys.stdout.flush()
-        os._exit(1)  # an orderly end would wait for them
+        sys.stderr.flush()
+        os._exit(getattr(error, "status", 1))  # an orderly end would wait for the others, which wait for this one
 
 
 def is_main() -> bool:

@@ -55,6 +55,8 @@ class Loop:
         bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=silent, dynamic_ncols=True)
         clock, previous = _Clock(start, steps, self.config.data.batch_size), None
         with StopSignal() as stop:
+            if stop.reached(start):
+                raise Stopped(f"stopped before step {start + 1}; the same command goes on from there")
             for step in range(start + 1, steps + 1):
                 asked = time.monotonic()
                 batch = next(iterator)
@@ -82,9 +84,10 @@ class Loop:
                 if train.picture_every and not signal and (step % train.picture_every == 0 or last):
                     self._picture(state, step)
                     clock.restart(step)
-                if saves:
+                signal = signal or stop.came  # during the evaluation, say
+                if saves or signal:
                     self.checkpoints.save(state, iterator, self.meta)
-                if signal and not last:
+                if signal:
                     self.checkpoints.wait()
                     raise Stopped(
                         f"stopped by signal {signal} after step {step}; its checkpoint is written, and the same command"
@@ -93,6 +96,10 @@ class Loop:
                     )
         bar.close()
         self.checkpoints.wait()
+
+    def _warn(self, text: str) -> None:
+        """Of several processes each names the records that it has read."""
+        tqdm.write(text if jax.process_count() == 1 else f"process {jax.process_index()}: {text}")
 
     def _say(self, text: str) -> None:
         if jax.process_index() == 0:
@@ -120,7 +127,7 @@ class Loop:
         if not values["skipped"]:
             if times := self.losses.spike(values["loss"]):
                 self.writer.scalars(step, {"train/loss_spike": times})
-                self._say(
+                self._warn(
                     f"warning: step {step}: loss {values['loss']:.4g} is {times:.1f} times the median of the last ones;"
                     f" its rigs:\n  {self._rigs(indices)}"
                 )
@@ -135,7 +142,7 @@ class Loop:
                 f" = {allowed} are left out.\nThe newest checkpoint is from before this step. Look at these records"
                 " (python -m data_prep.verify), or lower optim.lr."
             )
-        self._say(
+        self._warn(
             f"warning: {what}{self._rigs(indices)}\nIt is left out ({self.meta['skipped']} of at most {allowed})."
         )
 

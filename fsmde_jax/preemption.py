@@ -17,7 +17,9 @@ from fsmde_jax.errors import FsmdeError
 
 
 class Stopped(FsmdeError):
-    """A run ended by a signal, after its checkpoint was written."""
+    """A run ended by a signal, after its checkpoint was written; of several processes all end so, at one step."""
+
+    agreed = True
 
     def __init__(self, message: str, number: int = signal.SIGTERM):
         super().__init__(message)
@@ -28,7 +30,7 @@ class StopSignal:
     """Watches for signals while a run is in its loop; use as a context manager.
 
     With several processes JAX's coordination service watches for SIGTERM and chooses a step that all of them reach, so
-    that the checkpoint is of one step everywhere, whichever of them got the signal.
+    that the checkpoint is of one step everywhere, whichever of them got the signal. Ctrl-C is not watched for there.
     """
 
     def __init__(self) -> None:
@@ -46,10 +48,17 @@ class StopSignal:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._got = number
-        signal.signal(number, signal.SIG_DFL)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
 
     def reached(self, step: int) -> int:
-        """The signal that the run is to end for after `step`, 0 = go on. Every process asks at every step."""
+        """The signal that the run is to end for after `step`, 0 = go on. Every process asks once at every step, and
+        once before the first, which tells JAX where the run is: it chooses the next step to stop at."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             return int(signal.SIGTERM)
+        return self._got
+
+    @property
+    def came(self) -> int:
+        """A signal to this process alone that came meanwhile, 0 = none."""
         return self._got

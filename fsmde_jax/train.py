@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from fsmde_jax import (
@@ -59,6 +60,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     )  # fmt: skip
     rates = optim.learning_rates(schedule, config.train.steps)
     model, fresh_state, step_fn = build.training(config, mesh, distilled, len(records.cameras))
+    if jax.device_count() > 1 and distributed.is_main():
+        print(f"{jax.device_count()} devices ({jax.devices()[0].device_kind}) of {jax.process_count()} process(es)")
     fingerprints = {"train": records.fingerprint, "eval": eval_records.fingerprint}
     run_identity = {**identity.run_identity(config.to_dict(), fingerprints), "init_from": init_from}
     run_identity |= {"teacher": distilled.identity} if distilled else {}
@@ -74,6 +77,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         iterator = iter(_dataset(config, records, mesh, distilled))
         if checkpoints.latest_step is None:
             state = _start(config, state, init_from)
+            if state.average is not None:  # it starts where the run starts
+                begun = {"params": state.params, "batch_stats": state.batch_stats}
+                state = dataclasses.replace(state, average=jax.tree.map(jnp.copy, begun))
         else:
 
             def check(saved: dict[str, Any], where: str) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: exact round trips, what may change on resume, and clear refusals."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -164,6 +165,35 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     np.testing.assert_array_equal(
         checkpoint.read_parameters(tmp_path, "latest")[0]["params"]["encoder"]["w"], np.full((3, 2), 5.5)
     )
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_one_damaged_file_of_numbers_is_enough(tmp_path, how, capsys):
+    """The largest data file alone: orbax raises a bare Exception there."""
+    big = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
+
+    def state(step):
+        return dataclasses.replace(make_state(step, float(step)), params={"w": jnp.asarray(big) * step})
+
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (3, 5):
+            checkpoints.save(state(step), make_iterator(), META)
+    files = [p for p in (tmp_path / "checkpoints" / "5" / "model").rglob("*") if p.is_file() and "/d/" in str(p)]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    largest.unlink() if how == "gone" else largest.write_bytes(largest.read_bytes()[:1000])
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        restored, _, _ = checkpoints.restore(state(0), make_iterator())
+    assert int(restored.step) == 3 and "checkpoints/5: damaged" in capsys.readouterr().err
+    np.testing.assert_array_equal(restored.params["w"], big * 3)
+
+
+def test_a_checkpoint_of_an_older_version_says_what_to_do(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(make_state(3, 3.0), make_iterator(), META)
+    data = tmp_path / "checkpoints" / "3" / "data"
+    (data / "metadata").rename(data / "process_0-of-1.json")
+    with Checkpoints(tmp_path, keep=3) as checkpoints, pytest.raises(ConfigError, match=r"older version.*--init_from"):
+        checkpoints.restore(make_state(0, 0.0), make_iterator())
 
 
 def test_nothing_is_moved_where_no_checkpoint_is_whole(tmp_path):

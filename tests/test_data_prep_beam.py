@@ -1,6 +1,7 @@
 """Conversion by Apache Beam's DirectRunner: the same bytes as without Beam, resumable, with clear errors."""
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from tests import rendered
 
-pytest.importorskip("apache_beam", reason='pip install -e ".[beam]"')
+with_beam = pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason='pip install -e ".[beam]"')
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,6 +33,7 @@ def digests(out):
     }
 
 
+@with_beam
 @pytest.mark.parametrize("options", ["", "--direct_running_mode=multi_processing --direct_num_workers=2"])
 def test_records_are_the_same_bytes_as_without_beam(root, tmp_path, options):
     flags = ["--samples", "::2"]
@@ -41,6 +43,7 @@ def test_records_are_the_same_bytes_as_without_beam(root, tmp_path, options):
     assert digests(tmp_path / "beam") == digests(tmp_path / "plain") and len(digests(tmp_path / "beam")) > 9
 
 
+@with_beam
 def test_a_damaged_sample_is_named_and_finished_shards_are_kept(root, tmp_path):
     copy = tmp_path / "d"
     subprocess.run(["cp", "-r", str(root), str(copy)], check=True)
@@ -64,6 +67,12 @@ def test_a_damaged_sample_is_named_and_finished_shards_are_kept(root, tmp_path):
 def test_wrong_flags(root, tmp_path):
     wrong = convert(root, tmp_path / "out", "--beam_options=--a=b")
     assert wrong.returncode == 1 and "--beam_options belong to --runner" in wrong.stderr
+    wrong = convert(root, tmp_path / "out", "--runner", "DirectRunner", "--beam_options", "--a='b")
+    assert wrong.returncode == 1 and "No closing quotation" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@with_beam
+def test_an_unknown_runner_is_named(root, tmp_path):
     wrong = convert(root, tmp_path / "out", "--runner", "NoSuchRunner")
     assert wrong.returncode == 1 and "NoSuchRunner" in wrong.stderr and "Traceback" not in wrong.stderr
 

@@ -109,6 +109,7 @@ def test_two_processes_are_the_run_of_one(records, alone, tmp_path):
     assert json.loads((tmp_path / "run" / "identity.json").read_text())["hardware"]["device_count"] == 8
 
 
+@pytest.mark.slow
 def test_one_process_killed_ends_the_other_and_a_restart_goes_on(records, alone, tmp_path):
     workdir = tmp_path / "run"
     config = config_of(records, **{"train.fsdp": 2})
@@ -132,6 +133,26 @@ def test_one_process_killed_ends_the_other_and_a_restart_goes_on(records, alone,
     check_same(workdir, alone)
 
 
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_both(records, tmp_path):
+    """A record that only process 1 reads is damaged."""
+    import shutil
+
+    broken = tmp_path / "records"
+    shutil.copytree(records, broken)
+    shard = sorted(broken.glob("*.tfrecord-*-of-*"))[-1]
+    shard = next(p for p in sorted(broken.iterdir()) if p.name.endswith("00001-of-00002"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    shard.write_bytes(content)
+    started = time.monotonic()
+    said, codes = ended(start(config_of(broken, **{"train.fsdp": 2}), tmp_path, tmp_path / "run"), 400)
+    assert all(code != 0 for code in codes), said
+    assert any("error: process" in text and shard.name in text for text in said), said
+    assert time.monotonic() - started < 300
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_one_step(records, tmp_path):
     workdir = tmp_path / "run"
     config = config_of(records, **{"train.steps": 2000, "train.checkpoint_every": 5000, "train.eval_every": 0})

@@ -362,6 +362,12 @@ def test_moving_averages_are_what_is_evaluated_and_exported(records, tmp_path):
     for which in ("latest", "best"):
         tree, _, _ = checkpoint.read_parameters(tmp_path / "run", which)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), tree, average)
+    # Started from another run, the average starts there, too.
+    config = make_config(records, **{"optim.average_decay": 0.99, "train.steps": 1, "optim.lr": 0.0})
+    train(config, tmp_path / "tuned", init_from=str(tmp_path / "run"))
+    begun, _, _ = checkpoint.read_parameters(tmp_path / "run", "best")
+    now, _, _ = checkpoint.read_parameters(tmp_path / "tuned", "latest")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), now["params"], begun["params"])
     with pytest.raises(ConfigError, match=r"optim.average_decay: checkpoint has 0.5, config has 0.0"):
         train(make_config(records, **{"train.steps": 5}), tmp_path / "run")
 

@@ -52,7 +52,7 @@ def execute_all(runs: Sequence[Run], root: Path, data: Mapping[str, str], jobs: 
     finally:  # after an error: what runs beside it
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+            process.kill()  # told to stop, it would begin what is left; a killed run goes on exactly
             process.join()
 
 

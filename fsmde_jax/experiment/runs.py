@@ -92,9 +92,9 @@ def execute(run: Run, root: Path, data: Mapping[str, str]) -> dict[str, Any]:
             training = _train(run, folder)
             results = {truth: evaluate_run(run.evaluation_config(truth), folder) for truth in run.truths}
     except FsmdeError as error:
-        raise type(error)(
-            f"{error}\n(in {folder}; its output is in {LOG}. The same command goes on from here.)"
-        ) from error
+        told = type(error)(f"{error}\n(in {folder}; its output is in {LOG}. The same command goes on from here.)")
+        told.status = error.status
+        raise told from error
     made_by = next(iter(results.values())).identity
     config = run.config()
     result = {
