@@ -5,23 +5,22 @@
 taken for a whole one.
 """
 
-import contextlib
 import copy
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fsmde_jax.checkpoint_errors import DamagedError, reading, without_warnings, writing
 from fsmde_jax.compatible import differences
-from fsmde_jax.errors import ConfigError, FsmdeError, TrainingError
+from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.projector import PROJECTOR_SCOPE
 from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE
 from fsmde_jax.state import TrainState
@@ -39,54 +38,6 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(folder.resolve(), options=options)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot write here ({error}); choose another --workdir") from error
-
-
-@contextlib.contextmanager
-def _writing(what: Path) -> Iterator[None]:
-    """Turns the many kinds of errors of a failed write (tensorstore raises ValueError) into one message."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError:  # of a device, or another process is lost
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise TrainingError(
-            f"{what}: cannot write a checkpoint ({reason}); earlier ones are as they were. Free space, or give the"
-            " folder write permission, and run the same command again: it resumes."
-        ) from error
-
-
-class DamagedError(TrainingError):
-    """A checkpoint is there and cannot be read."""
-
-
-@contextlib.contextmanager
-def _reading(what: Path) -> Iterator[None]:
-    """Turns the errors of a damaged checkpoint into one message; our own errors pass.
-
-    Raises:
-      DamagedError: it cannot be read.
-    """
-    try:
-        yield
-    except (FsmdeError, jax.errors.JaxRuntimeError, PermissionError, MemoryError):  # no damage
-        raise
-    except Exception as error:  # orbax raises bare ones
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise DamagedError(
-            f"{what}: damaged checkpoint ({reason}); delete this folder, then the one before it is used"
-        ) from error
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Orbax warns when one item of a step is read by itself, although that is what is wanted."""
-    level = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
-        yield
-    finally:
-        absl.logging.set_verbosity(level)
 
 
 class Checkpoints:
@@ -124,7 +75,7 @@ class Checkpoints:
         position = ocp.args.JsonSave(iterator.get_state())
         # A copy, as it is written in the background.
         items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(copy.deepcopy(meta)))
-        with _writing(self.workdir / CHECKPOINTS):
+        with writing(self.workdir / CHECKPOINTS):
             self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
             self._latest.save(step, args=items)
 
@@ -179,7 +130,7 @@ class Checkpoints:
                 " parameters: another --workdir, with --init_from"
             )
         read = {name: ocp.args.JsonRestore() for name in ("meta", "data")}
-        with _reading(folder):
+        with reading(folder):
             texts = self._latest.restore(step, args=ocp.args.Composite(**read))
         check(texts["meta"], str(folder))
         self._check_shapes(folder, state)
@@ -187,7 +138,7 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _arrays_of(state).items()
         }
-        with _reading(folder):
+        with reading(folder):
             got = self._latest.restore(step, args=ocp.args.Composite(**templates))
         iterator.set_state(texts["data"])
         average = got["average"] if "average" in templates else None
@@ -206,7 +157,7 @@ class Checkpoints:
 
     def _check_shapes(self, folder: Path, state: TrainState) -> None:
         """Raises `ConfigError` where a checkpoint holds other trained parameters than `state`."""
-        with _reading(folder), _without_warnings(), ocp.StandardCheckpointer() as checkpointer:
+        with reading(folder), without_warnings(), ocp.StandardCheckpointer() as checkpointer:
             saved = checkpointer.metadata((folder / "model").resolve()).item_metadata
             if saved is None:
                 raise ValueError("its list of arrays cannot be read")
@@ -223,7 +174,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(without_companions(state.model)), meta=ocp.args.JsonSave(meta)
         )
-        with _writing(self.workdir / BEST):
+        with writing(self.workdir / BEST):
             self._best.wait_until_finished()
             if not self._best.save(int(state.step), args=items):
                 raise ValueError(f"step {int(state.step)} is not after {self.best_steps}")
@@ -236,7 +187,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything that was begun is written (`TrainingError` if that failed)."""
-        with _writing(self.workdir):
+        with writing(self.workdir):
             self._latest.wait_until_finished()
             self._best.wait_until_finished()
 
@@ -304,7 +255,7 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
             f" or use --config.eval.checkpoint={other}"
         )
     place = (folder / str(step := max(steps))).resolve()
-    with _reading(folder / str(step)):
+    with reading(folder / str(step)):
         model = _arrays(place / ("average" if (place / "average").is_dir() else "model"))
         meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
     return without_companions(model), meta, step
@@ -312,7 +263,7 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
 
 def _arrays(place: Path) -> Any:
     """Nested dicts of NumPy arrays of one saved item."""
-    with _without_warnings(), ocp.StandardCheckpointer() as checkpointer:
+    with without_warnings(), ocp.StandardCheckpointer() as checkpointer:
         shapes = checkpointer.metadata(place).item_metadata
         if shapes is None:
             raise ValueError("its list of arrays cannot be read")
@@ -330,7 +281,7 @@ def write_tree(folder: Path, tree: Any, card: dict[str, Any]) -> None:
     if folder.exists():
         raise ConfigError(f"{folder}: exists already; choose another folder or delete it")
     temporary = folder.with_name(f".{folder.name}.unfinished").absolute()
-    with _writing(folder):
+    with writing(folder):
         temporary.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         with ocp.StandardCheckpointer() as checkpointer:
@@ -347,7 +298,7 @@ def read_tree(folder: Path) -> tuple[Any, dict[str, Any]]:
     """
     if not (folder / "card.json").is_file():
         raise TrainingError(f"{folder}: no card.json in it")
-    with _reading(folder):
+    with reading(folder):
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         return _arrays((folder / "model").resolve()), card
 

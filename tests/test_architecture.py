@@ -22,7 +22,7 @@ LEVELS = [
     {"fsmde_jax.teacher"},
     {"fsmde_jax.students"},
     {"fsmde_jax.checkpoint", "fsmde_jax.distillation"},
-    {"fsmde_jax.compatible"},
+    {"fsmde_jax.compatible", "fsmde_jax.checkpoint_errors"},
     {"fsmde_jax.state", "fsmde_jax.optim", "fsmde_jax.sharding", "fsmde_jax.writer", "fsmde_jax.identity",
      "fsmde_jax.data.pipeline", "fsmde_jax.losses.total", "fsmde_jax.weights", "fsmde_jax.teacher_weights",
      "fsmde_jax.models.registry", "fsmde_jax.viz.panorama", "fsmde_jax.teacher_signal",

@@ -34,7 +34,10 @@ def digests(out):
 
 
 @with_beam
-@pytest.mark.parametrize("options", ["", "--direct_running_mode=multi_processing --direct_num_workers=2"])
+@pytest.mark.parametrize(
+    "options",
+    ["", pytest.param("--direct_running_mode=multi_processing --direct_num_workers=2", marks=pytest.mark.slow)],
+)
 def test_records_are_the_same_bytes_as_without_beam(root, tmp_path, options):
     flags = ["--samples", "::2"]
     made = convert(root, tmp_path / "beam", *flags, "--runner", "DirectRunner", "--beam_options", options)
@@ -67,7 +70,7 @@ def test_a_damaged_sample_is_named_and_finished_shards_are_kept(root, tmp_path):
 def test_wrong_flags(root, tmp_path):
     wrong = convert(root, tmp_path / "out", "--beam_options=--a=b")
     assert wrong.returncode == 1 and "--beam_options belong to --runner" in wrong.stderr
-    wrong = convert(root, tmp_path / "out", "--runner", "DirectRunner", "--beam_options", "--a='b")
+    wrong = convert(root, tmp_path / "out", "--runner", "DirectRunner", "--beam_options=--a='b")
     assert wrong.returncode == 1 and "No closing quotation" in wrong.stderr and "Traceback" not in wrong.stderr
 
 

@@ -30,7 +30,8 @@ def test_it_ships_small_with_a_card_and_the_readme_says_what_the_card_says():
     for key in ("commit", "data", "date", "hardware", "versions"):
         assert identity[key], key
     for section in ("data", "augment", "model", "loss", "optim"):  # the recipe in configs/ is what it was made by
-        assert identity["config"][section] == json.loads(json.dumps(wanted[section])), section
+        later = {"average_decay": 0.0} if section == "optim" else {}  # a key that was not there yet
+        assert {**later, **identity["config"][section]} == json.loads(json.dumps(wanted[section])), section
     assert "/" not in identity["config"]["train"]["encoder_weights"].replace("weights/", "", 1)
     (measured,) = [entry for entry in card["evaluations"] if entry["ground_truth"] == "lidar"]
     assert measured["metric"]["abs_rel"] < 0.6 * measured["best_trivial"]["abs_rel"]

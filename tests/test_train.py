@@ -279,7 +279,7 @@ def test_a_spike_is_five_times_the_median():
     assert [early.spike(value) for value in (1.0, 100.0)] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_told_to_stop_writes_a_checkpoint_and_goes_on_bit_for_bit(records, whole_run, tmp_path, number):
     """Its only checkpoint is that of the signal; status 143 or 130, as schedulers expect."""
     workdir = tmp_path / "run"
