@@ -172,7 +172,7 @@ class Checkpoints:
     def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Replaces the best checkpoint; the old one is deleted after the new one is whole. Steps must grow."""
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave(without_companions(state.model)), meta=ocp.args.JsonSave(meta)
+            model=ocp.args.StandardSave(without_companions(state.model)), meta=ocp.args.JsonSave(copy.deepcopy(meta))
         )
         with writing(self.workdir / BEST):
             self._best.wait_until_finished()

@@ -5,6 +5,7 @@ process ended by that signal, 143 or 130. Schedulers take it for a failure that 
 command then goes on where it stopped. A second signal ends the process at once.
 """
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -44,12 +45,13 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._got = number
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\nstopping after this step, with a checkpoint; a second signal ends at once\n")
 
     def reached(self, step: int) -> int:
         """The signal that the run is to end for after `step`, 0 = go on. Every process asks once at every step, and
