@@ -7,7 +7,8 @@ A rig, by a student:
 
 Folders of images and videos are named after the cameras of the rig file (docs/custom_data.md); no LiDAR is needed. Each
 frame becomes a folder with 16-bit PNGs (metres * 256, as KITTI's), rig.npz (depth and confidence), panorama.png,
-birdseye.png and cloud.ply (the surfaces that all cameras see, each once, in the ego frame).
+birdseye.png and cloud.ply (the surfaces that all cameras see, each once, in the ego frame). --rerun out.rrd records all
+frames for the Rerun viewer (pip install rerun-sdk; then: rerun out.rrd).
 
 Single images, by a teacher (Depth Anything):
   python -m fsmde_jax.predict --teacher tiny --images photos/ --out depth/            # the one in this package
@@ -37,7 +38,7 @@ from fsmde_jax.depth_model import load_model
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.models.teacher_images import REFERENCE_SIZE, prepare_image, teacher_size
 from fsmde_jax.teacher import Teacher, open_teacher
-from fsmde_jax.viz import colour
+from fsmde_jax.viz import colour, rerun_recording
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _BAR = 40  # pixels high
@@ -160,6 +161,7 @@ def _predict_rigs(args: argparse.Namespace) -> None:
         raise ConfigError("--checkpoint and --input belong together, and not with --teacher and --images")
     if args.limit < 0 or not args.max_range > 0 or not 0 < args.keep <= 1:
         raise ConfigError("expected --limit of at least 0, --max_range above 0 and --keep above 0, at most 1")
+    rerun = rerun_recording.checked_path(args.rerun) if args.rerun else None
     source = rig_frames.open_source(Path(args.input), args.rig)
     size = None
     if args.image_size:
@@ -170,9 +172,11 @@ def _predict_rigs(args: argparse.Namespace) -> None:
     print(f"{model.said}, at {model.image_size[0]}x{model.image_size[1]}; {source.what}")
     count = predict_rig.predict_source(
         model, source, Path(args.out), kinds=args.write, keep=args.keep, max_range=args.max_range,
-        limit=args.limit,
+        limit=args.limit, rerun=rerun,
     )  # fmt: skip
     print(f"{count} frames in {args.out}")
+    if rerun:
+        print(f"to look at them: rerun {rerun}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -188,9 +192,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     rigs.add_argument("--rig", default="", metavar="rig.yaml", help="calibration of images or videos")
     rigs.add_argument(
-        "--write", nargs="+", choices=predict_rig.KINDS, default=list(predict_rig.KINDS), metavar="KIND",
-        help=f"what to write: {' '.join(predict_rig.KINDS)} (default all)",
+        "--write", nargs="*", choices=predict_rig.KINDS, default=list(predict_rig.KINDS), metavar="KIND",
+        help=f"what to write: {' '.join(predict_rig.KINDS)} (default all; nothing = none of them)",
     )  # fmt: skip
+    rigs.add_argument("--rerun", default="", metavar="out.rrd", help="also a recording for the Rerun viewer")
     rigs.add_argument("--limit", type=int, default=0, metavar="N", help="the first N frames only (default all)")
     rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")
     rigs.add_argument(

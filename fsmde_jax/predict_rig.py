@@ -1,5 +1,6 @@
 """Depth of whole rigs by a trained student, written as files that other tools read."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from fsmde_jax.errors import DataError
 from fsmde_jax.rig_frames import RigFrame, Source
 from fsmde_jax.viz.birdseye import birdseye
 from fsmde_jax.viz.panorama import panorama
-from fsmde_jax.viz.pointcloud import fuse, surest, write_ply
+from fsmde_jax.viz.pointcloud import Cloud, fuse, surest, write_ply
+from fsmde_jax.viz.rerun_recording import RerunRecording
 
 KINDS = ("png", "npz", "panorama", "birdseye", "ply")
 UNITS = 256.0  # of a 16-bit PNG in one metre, as KITTI's
@@ -24,7 +26,7 @@ UNITS = 256.0  # of a 16-bit PNG in one metre, as KITTI's
 
 def predict_source(
     model: DepthModel, source: Source, out: Path, *, kinds: Sequence[str] = KINDS, keep: float = 0.6,
-    max_range: float = 60.0, limit: int = 0,
+    max_range: float = 60.0, limit: int = 0, rerun: Path | None = None,
 ) -> int:  # fmt: skip
     """Predicts every frame of `source` and writes the files of `kinds` below `out`; one frame is in memory at a time.
 
@@ -36,41 +38,62 @@ def predict_source(
       keep: share of the pixels, the surest ones, that clouds show.
       max_range: of clouds, metres of z-depth.
       limit: the first so many frames; 0 = all.
+      rerun: .rrd file of all frames for the Rerun viewer; it is there when the last frame is done.
 
     Returns:
       How many frames there were.
 
     Raises:
-      DataError: a frame cannot be read, or a file not be written.
+      DataError: a frame cannot be read, or a file not be written. ConfigError: as `RerunRecording`.
     """
     count = min(limit, source.count) if limit else source.count
-    warned = False
-    with tqdm(total=count, desc="predicting (the first one compiles)", unit="rig", disable=None) as bar:
+    recording: RerunRecording | None = None
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=count, desc="predicting (the first one compiles)", unit="rig", disable=None)
+        )
         for number, frame in enumerate(source.frames()):
             if number >= count:
                 break
-            if not warned:
+            if number == 0:
                 widths = [image.shape[1] for image in frame.images]
                 for warning in model.out_of_range(frame.intrinsics, widths, frame.cameras):
                     tqdm.write(f"warning: {warning}")
-                warned = True
+                if rerun is not None:
+                    recording = stack.enter_context(RerunRecording(rerun, frame.cameras, max_range=max_range))
             found = model(frame.images, frame.intrinsics, frame.cam_to_ego)
+            cloud = None
+            if recording is not None or {"ply", "birdseye"} & set(kinds):
+                cloud = fuse_frame(frame, found, keep=keep, max_range=max_range)
             folder = out / re.sub(r"[^\w.-]", "_", frame.name)
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_frame(frame, found, folder, kinds, keep=keep, max_range=max_range)
+                if kinds:
+                    folder.mkdir(parents=True, exist_ok=True)
+                write_frame(frame, found, cloud, folder, kinds)
             except OSError as error:
                 raise DataError(
                     f"{folder}: cannot write ({error.strerror}); free space or choose another --out"
                 ) from error
+            if recording is not None and cloud is not None:
+                recording.log(
+                    number, frame.cameras, frame.images, list(found.depth), frame.intrinsics, frame.cam_to_ego, cloud,
+                    lidar=frame.lidar, ego_to_global=frame.ego_to_global, time_us=frame.time_us,
+                )  # fmt: skip
             bar.update()
     return count
 
 
-def write_frame(
-    frame: RigFrame, found: Prediction, folder: Path, kinds: Sequence[str], *, keep: float, max_range: float
-) -> None:
-    """Writes the files of one frame into `folder`, each by rename."""
+def fuse_frame(frame: RigFrame, found: Prediction, *, keep: float, max_range: float) -> Cloud:
+    """The cloud of one frame: the `keep` surest pixels within `max_range` metres."""
+    confidence = list(found.confidence)
+    return fuse(
+        frame.images, list(found.depth), confidence, frame.intrinsics, frame.cam_to_ego, visible=frame.visible,
+        min_confidence=surest(confidence, keep), max_range=max_range,
+    )  # fmt: skip
+
+
+def write_frame(frame: RigFrame, found: Prediction, cloud: Cloud | None, folder: Path, kinds: Sequence[str]) -> None:
+    """Writes the files of one frame into `folder`, each by rename; "ply" and "birdseye" need its cloud."""
     depth, confidence = list(found.depth), list(found.confidence)
     if "png" in kinds:
         for name, each in zip(frame.cameras, depth, strict=True):
@@ -88,16 +111,11 @@ def write_frame(
         _write(folder / "rig.npz", functools.partial(_save, arrays))
     if "panorama" in kinds:
         _write(folder / "panorama.png", functools.partial(_encode, _panorama(frame, depth)[..., ::-1]))
-    if {"ply", "birdseye"} & set(kinds):
-        cloud = fuse(
-            frame.images, depth, confidence, frame.intrinsics, frame.cam_to_ego, visible=frame.visible,
-            min_confidence=surest(confidence, keep), max_range=max_range,
-        )  # fmt: skip
-        if "ply" in kinds:
-            write_ply(folder / "cloud.ply", cloud)
-        if "birdseye" in kinds:
-            picture = birdseye(cloud, frame.lidar, title=frame.name)
-            _write(folder / "birdseye.png", functools.partial(_encode, picture[..., ::-1]))
+    if cloud is not None and "ply" in kinds:
+        write_ply(folder / "cloud.ply", cloud)
+    if cloud is not None and "birdseye" in kinds:
+        picture = birdseye(cloud, frame.lidar, title=frame.name)
+        _write(folder / "birdseye.png", functools.partial(_encode, picture[..., ::-1]))
 
 
 def _panorama(frame: RigFrame, depth: list[np.ndarray]) -> np.ndarray:

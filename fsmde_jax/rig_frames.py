@@ -31,6 +31,8 @@ class RigFrame:
     visible: list[np.ndarray] | None = None  # N x [H, W] bool, False = the car's own body
     lidar: np.ndarray | None = None
     labels: list[np.ndarray] | None = None  # N x [P_i, 3]: u, v at the images' sizes, metres
+    ego_to_global: np.ndarray | None = None  # [4, 4] of the first camera's time, where the car's way is known
+    time_us: int | None = None
 
 
 @dataclasses.dataclass
@@ -95,8 +97,14 @@ def _of_records(records: Records) -> Iterator[RigFrame]:
         yield RigFrame(
             sample.sample_id, [sample.camera_names[i] for i in present], images,
             sample.intrinsics[present].astype(np.float64), sample.cam_to_ego[present].astype(np.float64), visible,
-            _measured(sample, present), points,
+            _measured(sample, present), points, _pose(sample, present[0]) if present else None, sample.timestamp_us or None,
         )  # fmt: skip
+
+
+def _pose(sample: RigSample, camera: int) -> np.ndarray:
+    pose = sample.ego_to_global[camera].astype(np.float64)
+    pose[:3, 3] += sample.global_origin
+    return pose
 
 
 def _measured(sample: RigSample, present: list[int]) -> np.ndarray:
@@ -176,7 +184,8 @@ def _of_images(rig: Rig, names: list[str], place: Path, rig_file: str) -> Source
                 content = np.fromfile(file, np.uint8)
                 image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
                 images.append(_checked(image, rig, name, str(file)))
-            yield RigFrame(path.stem, list(names), images, *_calibration(rig, names), visible)
+            time = None if first.times_us is None else int(first.times_us[index])
+            yield RigFrame(path.stem, list(names), images, *_calibration(rig, names), visible, time_us=time)
 
     return Source(len(first.paths), frames, f"{len(first.paths)} images of each of {len(names)} cameras")
 

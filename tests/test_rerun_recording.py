@@ -1,0 +1,149 @@
+"""Recordings for the Rerun viewer, read back with Rerun's own reader; and prediction's memory over a long sequence."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+import fsmde_jax
+from fsmde_jax import predict, predict_rig, rig_frames
+from fsmde_jax.errors import ConfigError
+from fsmde_jax.viz import rerun_recording
+from tests import rooms
+from tests.sample_factory import write_folder
+
+rerun_chunk = pytest.importorskip("rerun.chunk", reason="rerun-sdk is not installed")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(3)]
+    return write_folder(tmp_path_factory.mktemp("records") / "rooms", samples)
+
+
+def read(path):
+    """{entity: {frame: {component: value}}} of a recording; frame None = static."""
+    found = {}
+    for chunk in rerun_chunk.RrdReader(str(path)).stream():
+        batch = chunk.to_record_batch()
+        table = {
+            name: (column.cast("int64") if name == "time" else column).to_pylist()  # nanoseconds
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        for row in range(chunk.num_rows):
+            frame = table["frame"][row] if "frame" in table else None
+            values = {name: column[row] for name, column in table.items()}
+            found.setdefault(chunk.entity_path, {}).setdefault(frame, {}).update(values)
+    return found
+
+
+def picture(blob):
+    return cv2.imdecode(np.array(blob, np.uint8).ravel(), cv2.IMREAD_UNCHANGED)
+
+
+def test_a_recording_holds_what_the_files_hold(records, tmp_path):
+    out = tmp_path / "out"
+    predict.main(
+        [
+            "--checkpoint", "lite0", "--input", str(records), "--out", str(out), "--image_size", "32x64", "--keep",
+            "0.5", "--write", "npz", "ply", "--rerun", str(tmp_path / "new" / "all.rrd"),
+        ]
+    )  # fmt: skip
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["all.rrd"]
+    found = read(tmp_path / "new" / "all.rrd")
+    frames = list(rig_frames.open_source(records).frames())
+    cameras = frames[0].cameras
+    entities = {f"/world/ego/{name}{part}" for name in cameras for part in ("", "/image", "/depth")}
+    assert {"/world", "/world/ego", "/world/ego/cloud", "/world/ego/lidar"} | entities <= set(found)
+    for number, frame in enumerate(frames):
+        files = np.load(out / frame.name / "rig.npz")
+        name = cameras[1]
+        stored = picture(found[f"/world/ego/{name}/depth"][number]["EncodedDepthImage:blob"])
+        np.testing.assert_allclose(stored / 256, files["depth"][1], atol=0.5 / 256 + 1e-6)
+        assert found[f"/world/ego/{name}/depth"][number]["EncodedDepthImage:meter"] == [256]
+        shown = picture(found[f"/world/ego/{name}/image"][number]["EncodedImage:blob"])[..., ::-1]
+        assert np.abs(shown.astype(int) - frame.images[1]).mean() < 12  # JPEG
+        pinhole = found[f"/world/ego/{name}"][number]
+        matrix = np.reshape(pinhole["Pinhole:image_from_camera"], (3, 3)).T  # column by column
+        np.testing.assert_allclose(matrix, frame.intrinsics[1], rtol=1e-6)
+        assert pinhole["Pinhole:resolution"] == [[96, 48]]
+        np.testing.assert_allclose(pinhole["Transform3D:translation"][0], frame.cam_to_ego[1, :3, 3], atol=1e-6)
+        rotation = np.reshape(pinhole["Transform3D:mat3x3"], (3, 3)).T
+        np.testing.assert_allclose(rotation, frame.cam_to_ego[1, :3, :3], atol=1e-6)
+        ply = (out / frame.name / "cloud.ply").read_bytes().split(b"end_header\n", 1)[1]
+        points = np.frombuffer(ply, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))["xyz"]
+        np.testing.assert_array_equal(found["/world/ego/cloud"][number]["Points3D:positions"], points)
+        np.testing.assert_allclose(
+            found["/world/ego/lidar"][number]["Points3D:positions"], frame.lidar, rtol=1e-5, atol=1e-5
+        )
+        moved = frame.ego_to_global[:3, 3] - frames[0].ego_to_global[:3, 3]
+        np.testing.assert_allclose(found["/world/ego"][number]["Transform3D:translation"][0], moved, atol=1e-4)
+
+
+def test_only_a_recording_and_the_time_since_the_first_frame(records, tmp_path):
+    """DDAD's clock stands in a year that no timestamp of the viewer can hold."""
+    model = fsmde_jax.load_model("lite0", image_size=(32, 64))
+    source = rig_frames.open_source(records)
+
+    def frames():
+        for number, frame in enumerate(source.frames()):
+            frame.time_us = 15616458250027900 + 500_000 * number
+            yield frame
+
+    late = rig_frames.Source(source.count, frames, source.what)
+    count = predict_rig.predict_source(model, late, tmp_path / "out", kinds=(), limit=2, rerun=tmp_path / "two.rrd")
+    assert count == 2 and not (tmp_path / "out").exists()
+    found = read(tmp_path / "two.rrd")["/world/ego/cloud"]
+    assert sorted(found) == [0, 1]
+    assert [found[n]["time"] for n in (0, 1)] == [0, 500_000_000]
+
+
+def test_a_broken_sequence_leaves_no_recording(records, tmp_path):
+    model = fsmde_jax.load_model("lite0", image_size=(32, 64))
+    source = rig_frames.open_source(records)
+
+    def frames():
+        yield from list(source.frames())[:1]
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        predict_rig.predict_source(
+            model, rig_frames.Source(3, frames, ""), tmp_path / "out", kinds=(), rerun=tmp_path / "a.rrd"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_names_are_said(tmp_path, monkeypatch, records, capsys):
+    with pytest.raises(ConfigError, match=r"ends in \.rrd"):
+        rerun_recording.checked_path(tmp_path / "a.txt")
+    monkeypatch.setattr(rerun_recording.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        predict.main(
+            ["--checkpoint", "lite0", "--input", str(records), "--out", str(tmp_path / "o"), "--rerun", "a.rrd"]
+        )
+    assert "not installed: rerun-sdk; pip install" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_stays_level_over_a_long_sequence(tmp_path):
+    """Frames of 2 MB, their depth, clouds and recording: after the first few nothing is kept."""
+    model = fsmde_jax.load_model("lite0", image_size=(32, 64))
+    sample = rooms.make(0, cameras=3, native_size=(48, 96))
+    rng = np.random.default_rng(0)
+    resident = []
+
+    def frames():
+        for number in range(30):
+            with open("/proc/self/statm") as file:
+                resident.append(int(file.read().split()[1]) * 4096 / 1e6)
+            yield rig_frames.RigFrame(
+                f"{number:03d}", ["a", "b"], list(rng.integers(0, 256, (2, 480, 720, 3), np.uint8)),
+                sample.intrinsics[:2] * np.array([7.5, 10, 1])[:, None], sample.cam_to_ego[:2].astype(np.float64),
+            )  # fmt: skip
+
+    source = rig_frames.Source(30, frames, "")
+    predict_rig.predict_source(model, source, tmp_path, kinds=("npz", "ply"), rerun=tmp_path / "a.rrd")
+    # 20 frames of images, depth, confidence and clouds would be 20 x 20 MB.
+    assert resident[29] - resident[9] < 60, resident
+    assert len(list(tmp_path.glob("*/cloud.ply"))) == 30
