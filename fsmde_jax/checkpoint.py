@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fsmde_jax import checksums
 from fsmde_jax.checkpoint_errors import DamagedError, reading, without_warnings, writing
 from fsmde_jax.compatible import differences
 from fsmde_jax.errors import ConfigError, TrainingError
@@ -28,6 +29,8 @@ from fsmde_jax.state import TrainState
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 DAMAGED = "damaged"  # where a checkpoint goes that cannot be read
+
+CHECKSUMS = "checksums"  # in the JSON of a step: CRC-32C of what it holds
 
 TRAINING_ONLY = (PROJECTOR_SCOPE, TEACHER_BINS_SCOPE)  # scopes that are trained beside a student, and left behind
 
@@ -73,8 +76,8 @@ class Checkpoints:
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _arrays_of(state).items()}
         # The position is the same in every process, and means the same with any number of them.
         position = ocp.args.JsonSave(iterator.get_state())
-        # A copy, as it is written in the background.
-        items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(copy.deepcopy(meta)))
+        text = {**copy.deepcopy(meta), CHECKSUMS: checksums.checksums(_arrays_of(state))}  # written in the background
+        items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(text))
         with writing(self.workdir / CHECKPOINTS):
             self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
             self._latest.save(step, args=items)
@@ -132,6 +135,7 @@ class Checkpoints:
         read = {name: ocp.args.JsonRestore() for name in ("meta", "data")}
         with reading(folder):
             texts = self._latest.restore(step, args=ocp.args.Composite(**read))
+        written = texts["meta"].pop(CHECKSUMS, {})
         check(texts["meta"], str(folder))
         self._check_shapes(folder, state)
         templates = {
@@ -140,6 +144,7 @@ class Checkpoints:
         }
         with reading(folder):
             got = self._latest.restore(step, args=ocp.args.Composite(**templates))
+            checksums.check({name: got[name] for name in templates}, written)
         iterator.set_state(texts["data"])
         average = got["average"] if "average" in templates else None
         return TrainState(**got["model"], **got["training"], average=average), iterator, texts["meta"]
@@ -171,9 +176,9 @@ class Checkpoints:
 
     def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Replaces the best checkpoint; the old one is deleted after the new one is whole. Steps must grow."""
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(without_companions(state.model)), meta=ocp.args.JsonSave(copy.deepcopy(meta))
-        )
+        model = without_companions(state.model)
+        text = {**copy.deepcopy(meta), CHECKSUMS: checksums.checksums({"model": model})}
+        items = ocp.args.Composite(model=ocp.args.StandardSave(model), meta=ocp.args.JsonSave(text))
         with writing(self.workdir / BEST):
             self._best.wait_until_finished()
             if not self._best.save(int(state.step), args=items):
@@ -256,8 +261,10 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
         )
     place = (folder / str(step := max(steps))).resolve()
     with reading(folder / str(step)):
-        model = _arrays(place / ("average" if (place / "average").is_dir() else "model"))
+        item = "average" if (place / "average").is_dir() else "model"
+        model = _arrays(place / item)
         meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
+        checksums.check({item: model}, meta.pop(CHECKSUMS, {}))
     return without_companions(model), meta, step
 
 

@@ -6,16 +6,32 @@
   python -m fsmde_jax.export --checkpoint lite0 --format orbax --out exported/lite0
 
 onnx: `images` uint8 [views, H, W, 3], RGB, and `intrinsics` float32 [views, 3, 3], pixels at H x W (resize a picture
-and its intrinsics together: the focal length fx sets the metric scale) -> `depth` float32 [views, H, W], metres.
-BatchNorm is folded; what it is, its depth range and the focal lengths that it serves are in the file's metadata. Needs
-onnx (pip install onnx). Without a graph: model.cross_view_blocks, bins=attractor, probabilities=log_binomial.
+and its intrinsics together: the focal length fx sets the metric scale) -> `depth` float32 [views, H, W], metres. The
+number of views is free: one camera, some, all. Students that mix views (model.cross_view_blocks > 0) have a third
+input, `cam_to_ego` float32 [views, 4, 4] (camera x right, y down, z forward; ego x forward, y left, z up, metres), and
+all views of one call are then one rig. --confidence adds a second output, `confidence` float32 [views, H, W]: the
+probability, by the student's own bins, that the true depth is within a factor of 1.25 of `depth`; it is no default, as
+it takes a quarter of the time again on processors. BatchNorm is folded; what the file is, its precision, its depth
+range and the focal lengths that it serves are in its metadata. Needs onnx (pip install onnx).
+
+--precision float16: encoder and decoder in float16; inputs, outputs, attention between views and the metric head stay
+float32. Half the file. It pays on GPUs only: onnxruntime computes it on x86 processors by converting to and fro.
+
+--precision int8: encoder and decoder quantised statically, the rest float32; under a third of the file, for processors.
+The ranges of the activations are measured on --calibration, a records folder of pictures like those that it will see,
+e.g. rendered ones. Needs onnxruntime, too. What it costs in accuracy: python -m benchmarks.export_accuracy.
+
+  python -m data_prep.world --rig nuscenes --scenes 40 --frames 1 --image_size 96x160 --out data/calibration
+  python -m data_prep.nuscenes --dataroot data/calibration --version v1.0-trainval --split train \\
+      --image_size native --out records/calibration
+  python -m fsmde_jax.export --checkpoint lite0 --precision int8 --calibration records/calibration --out lite0_int8.onnx
 
 stablehlo: a program of jax.export for CPU, CUDA and TPU, which needs JAX but no model code, for any number of rigs and
 cameras: (images [B, N, H, W, 3], intrinsics [B, N, 3, 3], cam_to_ego [B, N, 4, 4]) -> {"depth", "confidence"}
 [B, N, H, W]; its card lies beside it as .json.
 
 orbax: a folder with the parameters (model/) and card.json, for this package. Teacher, projectors and optimiser are in
-none of them; numbers are float32 whatever the student was trained in.
+none of them; numbers are float32 whatever the student was trained in (but see --precision).
 """
 
 import argparse
@@ -29,22 +45,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fsmde_jax import checkpoint, compatible, depth_model
+from fsmde_jax import checkpoint, compatible, depth_model, quantize
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.models.depth_bins import FOCAL_WIDTH
 from fsmde_jax.models.onnx_graph import student_graph
 from fsmde_jax.models.registry import build_student
 from fsmde_jax.models.student import IMAGE_MEAN, IMAGE_STD, STRIDE, normalise_images
+from fsmde_jax.names import check_name
 from fsmde_jax.students import evaluations, read_student
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO program
+PRECISIONS = ("float32", "float16", "int8")
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str, flag: str = "--image_size") -> tuple[int, int]:
+    """Height and width of HEIGHTxWIDTH, both multiples of 32 (`ConfigError`, which names `flag`)."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found or any(int(side) % STRIDE for side in found.groups()):
-        raise ConfigError(f"--image_size {text}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
+        raise ConfigError(f"{flag} {text}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
     return int(found[1]), int(found[2])
 
 
@@ -60,7 +79,7 @@ def _check_out(out: Path, suffix: str) -> None:
 
 def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(model, {"params", "batch_stats"}, card) of a student."""
-    wanted = _size(image_size) if image_size else None
+    wanted = parse_size(image_size) if image_size else None
     tree, meta, _ = read_student(where)
     config = meta["identity"]["config"]
     if config.get("task", "student") != "student":
@@ -99,29 +118,48 @@ def _full_card(where: str, card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def export_onnx(where: str, out: str | Path, image_size: str = "") -> dict[str, Any]:
+def export_onnx(
+    where: str, out: str | Path, image_size: str = "", *, precision: str = "float32", calibration: str = "",
+    calibration_samples: int = 32, confidence: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Writes a student as ONNX.
 
     Args:
       where: a run, a student's .safetensors file, or "lite0".
       out: new .onnx file.
       image_size: HEIGHTxWIDTH; "" = what it was trained on.
+      precision: float32 | float16 | int8, of encoder and decoder; inputs and outputs are the same for all.
+      calibration: a records folder, for int8 only; calibration_samples: how many of its rigs are taken.
+      confidence: a second output (`depth_model.Prediction`).
 
     Returns:
       What is in the file's metadata: source, image_size and trained_image_size, trained_dtype, depth_range_m (what
-      every camera within focal_range_px can reach), focal_range_px (fx at this width).
+      every camera within focal_range_px can reach), focal_range_px (fx at this width), precision, for int8 also
+      calibrated_on.
 
     Raises:
-      ConfigError: the name, the size, a file that is there already, or a part of the model that has no graph; onnx is
-        not installed. DataError, TrainingError: the student cannot be read, or the file not be written.
+      ConfigError: the name, the size, a file that is there already, or flags that do not fit; onnx (for int8 also
+        onnxruntime) is not installed. DataError, TrainingError: student or records cannot be read, or the file not be
+        written.
     """
     out = Path(out)
     _check_out(out, ".onnx")
+    check_name("--precision", precision, PRECISIONS)
+    if calibration and precision != "int8":
+        raise ConfigError(f"--calibration {calibration}: of --precision int8 only; leave it out")
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("not installed: onnx; pip install onnx")
+    records = quantize.open_calibration(calibration, calibration_samples) if precision == "int8" else None
     model, tree, card = _open(where, image_size)
     height, width = card["image_size"]
-    graph = student_graph(model, tree["params"], tree["batch_stats"], (height, width))
+    graph = student_graph(
+        model, tree["params"], tree["batch_stats"], (height, width), half=precision == "float16", confidence=confidence
+    )
+    card["precision"] = precision
+    if records is not None:
+        graph = quantize.quantized(graph, records, calibration_samples)
+        taken = min(calibration_samples, len(records))
+        card["calibrated_on"] = f"{taken} of {len(records)} records with fingerprint {records.fingerprint}"
     for key, value in card.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     _write(out, graph.SerializeToString())
@@ -198,9 +236,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--image_size", default="", metavar="HxW", help="pixels, multiples of 32 (default: what it was trained on)"
     )
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="onnx only (default float32)")
+    parser.add_argument("--calibration", default="", metavar="DIR", help="records folder, for int8")
+    parser.add_argument("--calibration_samples", type=int, default=32, metavar="N", help="rigs of it (default 32)")
+    parser.add_argument("--confidence", action="store_true", help="onnx: a second output (the other formats have it)")
     args = parser.parse_args(argv)
+    only_onnx = {
+        "precision": args.precision, "calibration": args.calibration,
+        "calibration_samples": args.calibration_samples, "confidence": args.confidence,
+    }  # fmt: skip
     with exit_with_message():
-        card = FORMATS[args.format](args.checkpoint, args.out, args.image_size)
+        if args.format == "onnx":
+            card = export_onnx(args.checkpoint, args.out, args.image_size, **only_onnx)
+        else:
+            for name, value in only_onnx.items():
+                if value != parser.get_default(name):
+                    raise ConfigError(f"--{name}: of --format onnx only, not {args.format}; leave it out")
+            card = FORMATS[args.format](args.checkpoint, args.out, args.image_size)
         height, width = card["image_size"]
         low, high = card["focal_range_px"]
         print(f"{args.out}: {card['source']}, any number of views of {height}x{width}, depth in metres")
@@ -208,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if card["image_size"] != card["trained_image_size"]:
             print("note: trained at {}x{}; measure how good it is at another size".format(*card["trained_image_size"]))
         if card["trained_dtype"] != "float32":
-            print(f"note: trained in {card['trained_dtype']}; the file computes in float32")
+            print(f"note: trained in {card['trained_dtype']}; the file computes in {args.precision}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def _of_records(records: Records) -> Iterator[RigFrame]:
         yield RigFrame(
             sample.sample_id, [sample.camera_names[i] for i in present], images,
             sample.intrinsics[present].astype(np.float64), sample.cam_to_ego[present].astype(np.float64), visible,
-            _measured(sample, present), points, _pose(sample, present[0]) if present else None, sample.timestamp_us or None,
+            _measured(sample, present), points, _pose(sample, present[0]) if present else None,
+            sample.timestamp_us or None,
         )  # fmt: skip
 
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import google_crc32c
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsmde_jax import checkpoint, compatible
+from fsmde_jax import checkpoint, checksums, compatible
 from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.state import TrainState
@@ -167,9 +168,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize("how", ["cut", "gone", "one bit"])
 def test_one_damaged_file_of_numbers_is_enough(tmp_path, how, capsys):
-    """The largest data file alone: orbax raises a bare Exception there."""
+    """The largest data file alone: orbax raises a bare Exception there, and notices no flipped bit."""
     big = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
 
     def state(step):
@@ -180,11 +181,40 @@ def test_one_damaged_file_of_numbers_is_enough(tmp_path, how, capsys):
             checkpoints.save(state(step), make_iterator(), META)
     files = [p for p in (tmp_path / "checkpoints" / "5" / "model").rglob("*") if p.is_file() and "/d/" in str(p)]
     largest = max(files, key=lambda p: p.stat().st_size)
-    largest.unlink() if how == "gone" else largest.write_bytes(largest.read_bytes()[:1000])
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.unlink() if how == "gone" else largest.write_bytes(content if how == "one bit" else content[:1000])
+    with pytest.raises(TrainingError, match="numbers of its model are not those" if how == "one bit" else "damaged"):
+        checkpoint.read_parameters(tmp_path, "latest")
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         restored, _, _ = checkpoints.restore(state(0), make_iterator())
     assert int(restored.step) == 3 and "checkpoints/5: damaged" in capsys.readouterr().err
     np.testing.assert_array_equal(restored.params["w"], big * 3)
+
+
+def test_checksums_see_names_types_shapes_and_values():
+    array = np.arange(6, dtype=np.float32)
+    found = [
+        checksums.checksums({"x": tree})["x"]
+        for tree in (
+            {"a": array}, {"b": array}, {"a": array.reshape(2, 3)}, {"a": array.view(np.int32)}, {"a": array + 1},
+            {"a": array, "b": array[:0]},
+        )
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert checksums.checksums({"x": {"a": jnp.asarray(array)}}) == {"x": found[0]}
+    assert found[0] == google_crc32c.value(b"['a'] float32 (6,)" + array.tobytes())
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(make_state(3, 3.0), make_iterator(), META)
+    path = tmp_path / "checkpoints" / "3" / "meta" / "metadata"
+    content = json.loads(path.read_text())
+    assert set(content.pop(checkpoint.CHECKSUMS)) == {"model", "training"}
+    path.write_text(json.dumps(content))
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert int(checkpoints.restore(make_state(0, 0.0), make_iterator())[0].step) == 3
 
 
 def test_a_checkpoint_of_an_older_version_says_what_to_do(tmp_path):

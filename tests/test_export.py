@@ -1,137 +1,19 @@
-"""The ONNX file of a student, in onnxruntime, against the student itself."""
+"""A student's files for use elsewhere, against the student itself."""
 
 import json
 import subprocess
 import sys
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from fsmde_jax import depth_model, export
 from fsmde_jax.errors import ConfigError, DataError
-from fsmde_jax.models import onnx_graph
 from fsmde_jax.models.registry import build_student
-from fsmde_jax.models.student import normalise_images
 from fsmde_jax.students import read_student
-
-SIZE = (64, 96)
-SMALL = {"decoder_channels": (4, 6, 8, 10, 12), "num_bins": 7, "focal_range": (100.0, 900.0)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def inputs(views, seed=0):
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (views, *SIZE, 3), np.uint8)
-    intrinsics = np.tile(np.array([[0, 0, 48], [0, 0, 32], [0, 0, 1]], np.float32), (views, 1, 1))
-    intrinsics[:, 0, 0] = rng.uniform(40, 100, views)
-    intrinsics[:, 1, 1] = 1e3  # not looked at
-    return images, intrinsics
-
-
-def perturbed(model, seed=1):
-    """Variables far from their first values, so that no scale, shift, mean or variance can be left out."""
-    images, intrinsics = inputs(1)
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, *images.shape)), jnp.asarray(intrinsics)[None], train=False)
-    )
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            fan_in = np.prod(leaf.shape[:-1])
-            return rng.normal(0, 1.4 / np.sqrt(fan_in), leaf.shape).astype(np.float32)
-        low, high = {"scale": (0.6, 1.4), "var": (0.5, 1.5)}.get(name, (-0.3, 0.3))
-        return rng.uniform(low, high, leaf.shape).astype(np.float32)
-
-    variables = jax.tree_util.tree_map_with_path(draw, shapes)
-    logits = depth_of(model, variables, images, intrinsics)["bin_logits"]
-    # Deep random networks have wide logits, whose softmax would jump from bin to bin by what float32 rounds.
-    last = variables["params"]["depth_bins"]["logits"]
-    last["kernel"] = last["kernel"] / logits.std()
-    return variables
-
-
-def depth_of(model, variables, images, intrinsics):
-    run = jax.jit(partial(model.apply, train=False))
-    return run(variables, normalise_images(jnp.asarray(images))[None], jnp.asarray(intrinsics)[None])
-
-
-def session(source):
-    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-
-
-def compare(model, variables, source, views):
-    images, intrinsics = inputs(views, seed=views)
-    (found,) = session(source).run(None, {"images": images, "intrinsics": intrinsics})
-    expected = np.asarray(depth_of(model, variables, images, intrinsics)["pred_depth"][0])
-    assert found.shape == (views, *SIZE) and found.dtype == np.float32
-    assert expected.std() > 0.05 * expected.mean()  # a picture, no constant
-    np.testing.assert_allclose(found, expected, rtol=2e-4)
-
-
-ENCODERS = ["resnet18", "efficientnet_lite0"]
-MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "efficientnet_lite2")]
-
-
-@pytest.mark.parametrize("encoder", ENCODERS + MORE)
-def test_every_encoder_and_any_number_of_views(encoder):
-    model = build_student(encoder=encoder, **SMALL)
-    variables = perturbed(model)
-    graph = onnx_graph.student_graph(model, variables["params"], variables["batch_stats"], SIZE)
-    kinds = [node.op_type for node in graph.graph.node]
-    assert "BatchNormalization" not in kinds and kinds.count("Transpose") == 2  # folded; pixels in, features out
-    for views in (1, 3):
-        compare(model, variables, graph.SerializeToString(), views)
-
-
-@pytest.mark.parametrize(
-    ("bins", "expectation"), [("log", "depth"), ("linear", "log"), ("uniform", "depth"), ("sid", "log")]
-)
-def test_every_kind_of_bins(bins, expectation):
-    model = build_student(encoder="resnet18", bins=bins, expectation=expectation, **SMALL)
-    variables = perturbed(model, seed=2)
-    graph = onnx_graph.student_graph(model, variables["params"], variables["batch_stats"], SIZE)
-    compare(model, variables, graph.SerializeToString(), 2)
-
-
-def test_focal_length_sets_the_scale():
-    model = build_student(encoder="resnet18", **SMALL)
-    variables = perturbed(model)
-    graph = onnx_graph.student_graph(model, variables["params"], variables["batch_stats"], SIZE)
-    run = session(graph.SerializeToString())
-    images, intrinsics = inputs(2)
-    (depth,) = run.run(None, {"images": images, "intrinsics": intrinsics})
-    intrinsics[0, 0, 0] *= 2
-    (longer,) = run.run(None, {"images": images, "intrinsics": intrinsics})
-    np.testing.assert_allclose(longer[0], 2 * depth[0], rtol=1e-5)
-    np.testing.assert_array_equal(longer[1], depth[1])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"bins": "attractor"}, "model.bins = 'attractor': has no ONNX graph"),
-        ({"probabilities": "log_binomial"}, "model.probabilities"),
-        ({"cross_view_blocks": 1}, "model.cross_view_blocks = 1"),
-    ],
-)
-def test_what_has_no_graph_is_said(options, message):
-    with pytest.raises(ConfigError, match=message):
-        onnx_graph.student_graph(build_student(**options), {}, {}, SIZE)
-    with pytest.raises(ConfigError, match="multiples of 32, got 60x96"):
-        onnx_graph.student_graph(build_student(), {}, {}, (60, 96))
+from tests.exported import SIZE, compare, inputs, outputs_of
 
 
 def test_the_shipped_student_exported(tmp_path, capsys):
@@ -143,12 +25,12 @@ def test_the_shipped_student_exported(tmp_path, capsys):
     tree, meta, _ = read_student("lite0")
     fields = meta["identity"]["config"]["model"]
     model = build_student(**fields)
-    compare(model, tree, str(out), 6)
+    compare(model, tree, str(out), dict(zip(("images", "intrinsics"), inputs(6), strict=True)))
     said = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
     assert json.loads(said["image_size"]) == [64, 96] and json.loads(said["trained_image_size"]) == [96, 160]
     assert json.loads(said["depth_range_m"]) == [fields["min_depth"], fields["max_depth"]]
     assert json.loads(said["focal_range_px"]) == [focal * 96 / 640 for focal in fields["focal_range"]]
-    assert "step" in said["source"] and said["trained_dtype"] == "float32"
+    assert "step" in said["source"] and said["trained_dtype"] == "float32" and said["precision"] == "float32"
     with pytest.raises(ConfigError, match="exists already"):
         export.export_onnx("lite0", out)
 
@@ -186,13 +68,6 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         export.export_onnx("lite0", tmp_path / "file" / "a.onnx")
-
-
-def test_levels_of_one_channel_are_not_depthwise():
-    model = build_student(encoder="resnet18", **{**SMALL, "decoder_channels": (4, 1, 8, 1, 6)})
-    variables = perturbed(model)
-    graph = onnx_graph.student_graph(model, variables["params"], variables["batch_stats"], SIZE)
-    compare(model, variables, graph.SerializeToString(), 1)
 
 
 def test_a_stablehlo_program_runs_without_the_model_code(tmp_path):
@@ -235,7 +110,7 @@ def test_an_orbax_folder_reloads_with_orbax_and_the_models_alone(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, variables, tree)
     model = build_student(**card["model"])
     images, intrinsics = inputs(2)
-    found = depth_of(model, variables, images, intrinsics)["pred_depth"][0]
+    found = outputs_of(model, variables, images, intrinsics)["pred_depth"][0]
     wanted = depth_model.load_model("lite0", image_size=SIZE)(images, intrinsics).depth
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     assert not list((tmp_path / "lite0").rglob("*opt_state*")) and card["images"]["order"] == "RGB"

@@ -11,7 +11,7 @@ from fsmde_jax import geometry
 Dtype = Any
 Array = Any
 
-_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
+FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
 
 
 def ray_directions(intrinsics: Array, cam_to_ego: Array, height: int, width: int, stride: int) -> Array:
@@ -57,7 +57,7 @@ class CrossViewBlock(nn.Module):
         """
         b, n, h, w, c = x.shape
         tokens = x.reshape(b, n * h * w, c)
-        waves = jnp.concatenate([f(k * rays) for k in _FREQUENCIES for f in (jnp.sin, jnp.cos)], -1)
+        waves = jnp.concatenate([f(k * rays) for k in FREQUENCIES for f in (jnp.sin, jnp.cos)], -1)
         place = nn.Dense(self.width, dtype=self.dtype, name="place")(waves.reshape(b, n * h * w, -1))
         visible = adjacency | jnp.eye(n, dtype=bool)
         mask = jnp.repeat(jnp.repeat(visible, h * w, -1), h * w, -2)[:, None]  # [B, 1, N h w, N h w]

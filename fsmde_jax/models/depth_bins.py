@@ -20,6 +20,8 @@ Array = Any
 BINS = ("log", "linear", "uniform", "sid", "attractor")
 PROBABILITIES = ("softmax", "log_binomial")
 FOCAL_WIDTH = 640  # network width in pixels at which focal_canonical and focal_range are given
+TEMPERATURES = (0.0212, 50.0)  # ZoeDepth's range for log_binomial; a low one makes the distribution narrow
+ALPHA = 300.0  # of ZoeDepth's inverse attractor
 _HIGHEST = jax.lax.Precision.HIGHEST  # accelerators round float32 products otherwise
 
 
@@ -118,6 +120,12 @@ def resize_depth(depth: Array, height: int, width: int) -> Array:
     return interpolate.resize_taps(depth[..., None], height, width, "bilinear")[..., 0]
 
 
+def log_choose(num_bins: int) -> np.ndarray:
+    """log C(K-1, k) [K] float64 for k = 0 ... K-1."""
+    n = num_bins - 1
+    return np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(num_bins)])
+
+
 def log_binomial_logits(logit: Array, temperature: Array, num_bins: int) -> Array:
     """Logits [..., K] of a binomial over the bins (Bhat et al., ZoeDepth, 2023).
 
@@ -126,13 +134,11 @@ def log_binomial_logits(logit: Array, temperature: Array, num_bins: int) -> Arra
     Args:
       logit: [...], log(q / (1 - q)); temperature: [...], positive.
     """
-    n = num_bins - 1
-    log_choose = np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(num_bins)])
     k = jnp.arange(num_bins, dtype=jnp.float32)
-    return (jnp.asarray(log_choose, jnp.float32) + k * logit[..., None]) / temperature[..., None]
+    return (jnp.asarray(log_choose(num_bins), jnp.float32) + k * logit[..., None]) / temperature[..., None]
 
 
-def attract(positions: Array, attractors: Array, alpha: float = 300.0) -> Array:
+def attract(positions: Array, attractors: Array, alpha: float = ALPHA) -> Array:
     """Moves positions [..., K] towards attractors [..., A]: c + mean_a (a - c) / (1 + alpha (a - c)^2).
 
     ZoeDepth's inverse attractor (gamma 2), mean over attractors. With both in [0, 1] the result stays there and stays
@@ -241,6 +247,6 @@ class DepthBins(nn.Module):
             return nn.Dense(self.num_bins, precision=_HIGHEST, name="logits")(features)
         x = nn.relu(nn.Dense(2 * features.shape[-1], precision=_HIGHEST, name="binomial_hidden")(features))
         x = nn.Dense(2, precision=_HIGHEST, name="binomial_out")(x)
-        # ZoeDepth's temperature range; a low one makes the distribution narrow.
-        temperature = 0.0212 + (50.0 - 0.0212) * nn.sigmoid(x[..., 1])
+        low, high = TEMPERATURES
+        temperature = low + (high - low) * nn.sigmoid(x[..., 1])
         return log_binomial_logits(x[..., 0], temperature, self.num_bins)

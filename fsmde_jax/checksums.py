@@ -1,0 +1,38 @@
+"""Checksums of arrays: what a checkpoint is compared with when it is read, since orbax keeps none of the numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import google_crc32c
+import jax
+import numpy as np
+
+
+def checksums(items: Mapping[str, Any]) -> dict[str, int]:
+    """CRC-32C of each tree of arrays (names, types, shapes and bytes of its leaves).
+
+    A tree with a leaf of which this process holds only a part (FSDP over several processes) has none.
+    """
+    return {name: value for name, tree in items.items() if (value := _checksum(tree)) is not None}
+
+
+def _checksum(tree: Any) -> int | None:
+    leaves = sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
+    crc = 0
+    for name, leaf in leaves:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            if not leaf.is_fully_replicated:
+                return None
+            leaf = leaf.addressable_data(0)
+        array = np.asarray(leaf)
+        head = f"{name} {array.dtype} {array.shape}".encode()
+        crc = google_crc32c.extend(google_crc32c.extend(crc, head), np.ascontiguousarray(array).tobytes())
+    return crc
+
+
+def check(items: Mapping[str, Any], wanted: Mapping[str, int]) -> None:
+    """Raises `ValueError` naming the first tree whose checksum is not the one wanted; those without one pass."""
+    found = checksums({name: tree for name, tree in items.items() if name in wanted})
+    for name, value in found.items():
+        if value != wanted[name]:
+            raise ValueError(f"the numbers of its {name} are not those that were written (checksum)")
