@@ -42,9 +42,10 @@ def reading(what: Path) -> Iterator[None]:
         raise
     except Exception as error:  # orbax raises bare ones
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise DamagedError(
-            f"{what}: damaged checkpoint ({reason}); delete this folder, then the one before it is used"
-        ) from error
+        advice = "delete this folder, then the one before it is used"
+        if what.parent.name == "best":  # only one is kept
+            advice = "delete this folder and take the newest: --config.eval.checkpoint=latest"
+        raise DamagedError(f"{what}: damaged checkpoint ({reason}); {advice}") from error
 
 
 @contextlib.contextmanager

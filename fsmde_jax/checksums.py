@@ -11,7 +11,7 @@ import numpy as np
 def checksums(items: Mapping[str, Any]) -> dict[str, int]:
     """CRC-32C of each tree of arrays (names, types, shapes and bytes of its leaves).
 
-    A tree with a leaf of which this process holds only a part (FSDP over several processes) has none.
+    A tree with a leaf of which this process holds only a part (`train.fsdp` with several processes) has none.
     """
     return {name: value for name, tree in items.items() if (value := _checksum(tree)) is not None}
 
@@ -20,13 +20,14 @@ def _checksum(tree: Any) -> int | None:
     leaves = sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
     crc = 0
     for name, leaf in leaves:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            if not leaf.is_fully_replicated:
+        if isinstance(leaf, jax.Array):
+            if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
                 return None
-            leaf = leaf.addressable_data(0)
+            if leaf.is_fully_replicated:
+                leaf = leaf.addressable_data(0)  # an array of its own, so that the copy on the host is not kept
         array = np.asarray(leaf)
         head = f"{name} {array.dtype} {array.shape}".encode()
-        crc = google_crc32c.extend(google_crc32c.extend(crc, head), np.ascontiguousarray(array).tobytes())
+        crc = google_crc32c.extend(google_crc32c.extend(crc, head), array.tobytes())
     return crc
 
 

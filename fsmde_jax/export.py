@@ -15,7 +15,7 @@ it takes a quarter of the time again on processors. BatchNorm is folded; what th
 range and the focal lengths that it serves are in its metadata. Needs onnx (pip install onnx).
 
 --precision float16: encoder and decoder in float16; inputs, outputs, attention between views and the metric head stay
-float32. Half the file. It pays on GPUs only: onnxruntime computes it on x86 processors by converting to and fro.
+float32. Half the file. Meant for GPUs (not run on one here): on x86 processors onnxruntime converts to and fro.
 
 --precision int8: encoder and decoder quantised statically, the rest float32; under a third of the file, for processors.
 The ranges of the activations are measured on --calibration, a records folder of pictures like those that it will see,
@@ -148,13 +148,14 @@ def export_onnx(
     if calibration and precision != "int8":
         raise ConfigError(f"--calibration {calibration}: of --precision int8 only; leave it out")
     if importlib.util.find_spec("onnx") is None:
-        raise ConfigError("not installed: onnx; pip install onnx")
+        raise ConfigError('not installed: onnx; pip install -e ".[export]"')
     records = quantize.open_calibration(calibration, calibration_samples) if precision == "int8" else None
     model, tree, card = _open(where, image_size)
     height, width = card["image_size"]
-    graph = student_graph(
-        model, tree["params"], tree["batch_stats"], (height, width), half=precision == "float16", confidence=confidence
-    )
+    of = (model, tree["params"], tree["batch_stats"], (height, width))
+    graph = student_graph(*of, half=precision == "float16", confidence=confidence)
+    if precision == "float16":
+        quantize.check_half(student_graph(*of), where)
     card["precision"] = precision
     if records is not None:
         graph = quantize.quantized(graph, records, calibration_samples)

@@ -226,10 +226,14 @@ def horizontal_fov(intrinsics: Array, width: Array) -> Array:
     return xp.arctan((cx + 0.5) / fx) + xp.arctan((width - 0.5 - cx) / fx)
 
 
+LEAST_OVERLAP = 1e-3  # radians; views that only touch (four of 90 degrees) are not adjacent, whatever rounding says
+
+
 def adjacency(cam_to_ego: Array, intrinsics: Array, width: Array, view_mask: Array | None = None) -> Array:
     """Which cameras see part of the same surroundings (docs/method.md, view relations).
 
-    Adjacent iff the yaw between optical axes < (hfov_i + hfov_j) / 2; never with itself; dropped views never.
+    Adjacent iff the yaw between optical axes < (hfov_i + hfov_j) / 2 - `LEAST_OVERLAP`; never with itself; dropped
+    views never.
 
     Args:
       cam_to_ego: [..., N, 4, 4]; intrinsics: [..., N, 3, 3]; width: image width in pixels, scalar or [..., N].
@@ -243,7 +247,7 @@ def adjacency(cam_to_ego: Array, intrinsics: Array, width: Array, view_mask: Arr
     fov = horizontal_fov(intrinsics, width)
     difference = yaw[..., :, None] - yaw[..., None, :]
     angle = xp.abs(xp.arctan2(xp.sin(difference), xp.cos(difference)))
-    result = angle < 0.5 * (fov[..., :, None] + fov[..., None, :])
+    result = angle < 0.5 * (fov[..., :, None] + fov[..., None, :]) - LEAST_OVERLAP
     result = result & ~xp.eye(yaw.shape[-1], dtype=bool)
     if view_mask is not None:
         result = result & view_mask[..., :, None] & view_mask[..., None, :]

@@ -174,7 +174,7 @@ def _predict_rigs(args: argparse.Namespace) -> None:
         model, source, Path(args.out), kinds=args.write, keep=args.keep, max_range=args.max_range,
         limit=args.limit, rerun=rerun,
     )  # fmt: skip
-    print(f"{count} frames in {args.out}")
+    print(f"{count} frames" + f" in {args.out}" * bool(args.write))
     if rerun:
         print(f"to look at them: rerun {rerun}")
 
@@ -195,7 +195,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--write", nargs="*", choices=predict_rig.KINDS, default=list(predict_rig.KINDS), metavar="KIND",
         help=f"what to write: {' '.join(predict_rig.KINDS)} (default all; nothing = none of them)",
     )  # fmt: skip
-    rigs.add_argument("--rerun", default="", metavar="out.rrd", help="also a recording for the Rerun viewer")
+    rigs.add_argument(
+        "--rerun",
+        default="",
+        metavar="out.rrd",
+        help="also a recording for the Rerun viewer, about 3 MB a frame (8 at 1600x900)",
+    )
     rigs.add_argument("--limit", type=int, default=0, metavar="N", help="the first N frames only (default all)")
     rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")
     rigs.add_argument(

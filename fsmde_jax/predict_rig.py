@@ -38,7 +38,8 @@ def predict_source(
       keep: share of the pixels, the surest ones, that clouds show.
       max_range: of clouds, metres of z-depth.
       limit: the first so many frames; 0 = all.
-      rerun: .rrd file of all frames for the Rerun viewer; it is there when the last frame is done.
+      rerun: .rrd file of all frames for the Rerun viewer; it is there when the last frame is done, what there is of it
+        before as .partial.rrd where an error or Ctrl-C came between.
 
     Returns:
       How many frames there were.
@@ -48,6 +49,7 @@ def predict_source(
     """
     count = min(limit, source.count) if limit else source.count
     recording: RerunRecording | None = None
+    done = 0
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
             tqdm(total=count, desc="predicting (the first one compiles)", unit="rig", disable=None)
@@ -60,7 +62,7 @@ def predict_source(
                 for warning in model.out_of_range(frame.intrinsics, widths, frame.cameras):
                     tqdm.write(f"warning: {warning}")
                 if rerun is not None:
-                    recording = stack.enter_context(RerunRecording(rerun, frame.cameras, max_range=max_range))
+                    recording = stack.enter_context(RerunRecording(rerun, max_range=max_range))
             found = model(frame.images, frame.intrinsics, frame.cam_to_ego)
             cloud = None
             if recording is not None or {"ply", "birdseye"} & set(kinds):
@@ -78,9 +80,11 @@ def predict_source(
                 recording.log(
                     number, frame.cameras, frame.images, list(found.depth), frame.intrinsics, frame.cam_to_ego, cloud,
                     lidar=frame.lidar, ego_to_global=frame.ego_to_global, time_us=frame.time_us,
+                    scene=frame.scene,
                 )  # fmt: skip
+            done += 1
             bar.update()
-    return count
+    return done
 
 
 def fuse_frame(frame: RigFrame, found: Prediction, *, keep: float, max_range: float) -> Cloud:

@@ -92,19 +92,62 @@ def quantized(graph: Any, records: Records, samples: int) -> Any:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else next(seen, None)
 
-    with tempfile.TemporaryDirectory(prefix="fsmde_onnx_") as folder:
-        given, made = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        prepared = onnx.ModelProto.FromString(graph.SerializeToString())
-        # There is nothing to fold or to fuse beforehand; without this note it would be advised.
-        prepared.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-        given.write_bytes(prepared.SerializeToString())
-        quantization.quantize_static(
-            given, made, Reader(), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=KINDS,
-            nodes_to_quantize=[node.name for node in graph.graph.node if node.name.startswith(PARTS)],
-            per_channel=True, reduce_range=True, activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )  # fmt: skip
-        found = onnx.ModelProto.FromString(made.read_bytes())
+    try:
+        with tempfile.TemporaryDirectory(prefix="fsmde_onnx_") as folder:
+            given, made = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+            prepared = onnx.ModelProto.FromString(graph.SerializeToString())
+            # There is nothing to fold or to fuse beforehand; without this note it would be advised.
+            prepared.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+            given.write_bytes(prepared.SerializeToString())
+            quantization.quantize_static(
+                given, made, Reader(), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=KINDS,
+                nodes_to_quantize=[node.name for node in graph.graph.node if node.name.startswith(PARTS)],
+                per_channel=True, reduce_range=True, activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )  # fmt: skip
+            found = onnx.ModelProto.FromString(made.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{tempfile.gettempdir()}: cannot write ({error.strerror}); free space, or name another place by TMPDIR"
+        ) from error
     del found.metadata_props[:]
     found.producer_name = graph.producer_name
     return found
+
+
+def check_half(graph: Any, where: str) -> None:
+    """Whether float16 holds what encoder and decoder compute of a black, a white and a noisy picture.
+
+    onnxruntime on a processor keeps float32 between nodes that it converts, so the half graph would not tell.
+
+    Args:
+      graph: of the student in float32; where: its name, for messages.
+
+    Raises:
+      DataError: a value is larger than half of what float16 holds. Without onnxruntime a note says that it was not
+        tried.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        print("note: whether float16 overflows was not tried, since onnxruntime is not installed")
+        return
+    import onnx
+    import onnxruntime
+
+    seen = onnx.ModelProto.FromString(graph.SerializeToString())
+    names = [name for node in seen.graph.node if node.name.startswith(PARTS) for name in node.output]
+    seen.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime.InferenceSession(seen.SerializeToString(), providers=["CPUExecutionProvider"])
+    height, width = session.get_inputs()[0].shape[1:3]
+    noise = np.random.default_rng(SEED).integers(0, 256, (height, width, 3), np.uint8)
+    given = {
+        "intrinsics": np.array([[[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]]], np.float32),
+        "cam_to_ego": np.eye(4, dtype=np.float32)[None],
+    }
+    for image in (np.zeros_like(noise), np.full_like(noise, 255), noise):
+        given["images"] = image[None]
+        found = session.run(names, {each.name: given[each.name] for each in session.get_inputs()})
+        for name, values in zip(names, found, strict=True):
+            if not np.abs(values).max() < np.finfo(np.float16).max / 2:
+                raise DataError(
+                    f"{where}: values up to {np.abs(values).max():.3g} ({name}) do not fit float16; export float32"
+                )

@@ -33,6 +33,7 @@ class RigFrame:
     labels: list[np.ndarray] | None = None  # N x [P_i, 3]: u, v at the images' sizes, metres
     ego_to_global: np.ndarray | None = None  # [4, 4] of the first camera's time, where the car's way is known
     time_us: int | None = None
+    scene: str = ""  # name of the drive
 
 
 @dataclasses.dataclass
@@ -83,6 +84,9 @@ def _of_records(records: Records) -> Iterator[RigFrame]:
     for index in range(len(records)):
         sample, where = records[index], records.where(index)
         present = [i for i in range(sample.num_cameras) if sample.images[i]]
+        if not present:
+            print(f"note: {where}, sample {sample.sample_id}: no camera has a picture; left out")
+            continue
         images, visible, points = [], [], []
         for i in present:
             size = (int(sample.image_size[i, 0]), int(sample.image_size[i, 1]))
@@ -97,8 +101,8 @@ def _of_records(records: Records) -> Iterator[RigFrame]:
         yield RigFrame(
             sample.sample_id, [sample.camera_names[i] for i in present], images,
             sample.intrinsics[present].astype(np.float64), sample.cam_to_ego[present].astype(np.float64), visible,
-            _measured(sample, present), points, _pose(sample, present[0]) if present else None,
-            sample.timestamp_us or None,
+            _measured(sample, present), points, _pose(sample, present[0]),
+            sample.timestamp_us or None, sample.scene,
         )  # fmt: skip
 
 

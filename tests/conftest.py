@@ -16,8 +16,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # test modules and the comman
 
 # Files that take minutes, longest first: they start first, so that no worker is left alone with one at the end.
 LONG = (
-    "test_readme.py", "test_train.py", "test_distillation.py", "test_world_geometry.py", "test_train_teacher.py",
-    "test_real_frames.py", "test_benchmark_latency.py",
+    "test_notebooks.py", "test_readme.py", "test_train.py", "test_distillation.py", "test_world_geometry.py",
+    "test_train_teacher.py", "test_real_frames.py", "test_benchmark_latency.py",
 )  # fmt: skip
 
 

@@ -152,6 +152,22 @@ def test_ring_and_adjacency_of_the_nuscenes_rig():
     assert not dropped[2].any() and not dropped[:, 2].any() and dropped.sum() == ring.sum() - 4
 
 
+@pytest.mark.parametrize("count", [3, 4, 6, 8])
+def test_views_that_only_touch_are_not_adjacent_whatever_rounding_says(count):
+    """Rigs as simulators have them: n cameras of 360 / n degrees; a degree more, and neighbours are adjacent."""
+    k = np.eye(3)
+    for more, wanted in ((0.0, 0), (1.0, 2 * count)):
+        half = np.radians((360 / count + more) / 2)
+        k[0] = [80 / np.tan(half), 0, 79.5]  # 160 columns
+        for offset in (0.0, 0.3, 17.0, 45.0):
+            yaw = offset + 360 / count * np.arange(count)
+            poses = np.stack([boxes.camera_pose(y, (0.0, 0.0, 1.5)) for y in yaw])
+            ks = np.tile(k, (count, 1, 1))
+            assert geometry.adjacency(poses, ks, 160).sum() == wanted
+            assert geometry.adjacency(jnp.asarray(poses), jnp.asarray(ks), 160).sum() == wanted
+            assert geometry.adjacency(poses.astype(np.float32), ks.astype(np.float32), 160).sum() == wanted
+
+
 def test_ring_of_other_rigs():
     names = sorted(DDAD_YAW)
     poses = np.stack([boxes.camera_pose(DDAD_YAW[n], (0.0, 0.0, 1.5)) for n in names])

@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from fsmde_jax import geometry
+from fsmde_jax import geometry, quantize
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.models import cross_view, onnx_cross_view, onnx_nodes
 from fsmde_jax.models.onnx_graph import student_graph
 from fsmde_jax.models.registry import build_student
+from fsmde_jax.models.student import ENCODER_SCOPE
 from tests.exported import SIZE, SMALL, compare, inputs, outputs_of, perturbed, rig, session
 from tests.sample_factory import ring_cam_to_ego
 
@@ -134,6 +135,30 @@ def test_adjacency_is_that_of_the_geometry():
         )  # fmt: skip
         np.testing.assert_array_equal(found, expected)
         assert focal > 3 or expected.sum() > 50  # wide ones see nearly all
+
+
+def test_activations_that_overflow_float16_are_found_before_the_file_is_written():
+    model = build_student(encoder="resnet18", **SMALL)
+    variables = perturbed(model)
+    quantize.check_half(graph_of(model, variables), "here")
+    norm = variables["params"][ENCODER_SCOPE]["bn1"]
+    norm["bias"] = np.full_like(norm["bias"], 6e4)
+    with pytest.raises(DataError, match=r"here: values up to .* \(encoder/.*\) do not fit float16; export float32"):
+        quantize.check_half(graph_of(model, variables), "here")
+
+
+@pytest.mark.parametrize("count", [3, 4, 6, 8])
+def test_views_that_only_touch_are_not_adjacent(count):
+    intrinsics = np.tile(np.eye(3, dtype=np.float32), (count, 1, 1))
+    intrinsics[:, 0, 0], intrinsics[:, 0, 2] = SIZE[1] / 2 / np.tan(np.pi / count), SIZE[1] / 2 - 0.5
+    for turn in (0.0, 0.3, 1.1):
+        spin = np.eye(4)
+        spin[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        found = evaluated(
+            lambda g: onnx_cross_view.visible(g, "intrinsics", "cam_to_ego", SIZE[1]),
+            intrinsics=intrinsics, cam_to_ego=(spin @ ring_cam_to_ego(count)).astype(np.float32),
+        )  # fmt: skip
+        np.testing.assert_array_equal(found, np.eye(count, dtype=bool))
 
 
 def test_rays_are_those_of_the_network():

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from fsmde_jax import geometry
 from fsmde_jax.models import cross_view
 from fsmde_jax.models.onnx_nodes import Graph, Params, Size
 
@@ -37,7 +38,8 @@ def visible(g: Graph, intrinsics: str, cam_to_ego: str, width: int) -> str:
     right = g.node("Atan", g.node("Div", g.node("Sub", g.constant(np.float32(width - 0.5)), cx), fx))
     fov = g.squeeze(g.node("Add", left, right), 2)  # [M, 1]
     both = g.node("Add", fov, g.node("Transpose", fov, perm=[1, 0]))  # [M, M]: twice the largest angle
-    return g.node("Less", chord, g.times(g.node("Sin", g.times(both, 0.25)), 2.0))
+    half = g.plus(g.times(both, 0.25), -0.5 * geometry.LEAST_OVERLAP)
+    return g.node("Less", chord, g.times(g.node("Sin", half), 2.0))
 
 
 def rays(g: Graph, intrinsics: str, cam_to_ego: str, cells: Size, stride: int) -> str:

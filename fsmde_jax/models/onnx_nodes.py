@@ -40,13 +40,15 @@ class Graph:
         """A constant; floats become `dtype`, that of the part unless given.
 
         Raises:
-          DataError: a number does not fit float16.
+          DataError: a number is not finite, or does not fit float16.
         """
         array = np.asarray(value)
         if array.dtype.kind == "f":
             dtype = dtype or self._dtype
-            if not np.abs(array).max(initial=0) <= np.finfo(dtype).max:
-                raise DataError(f"a parameter does not fit {np.dtype(dtype)}; export float32")
+            if not np.isfinite(array).all():
+                raise DataError(f"a parameter of {self._place or 'the head'} is not finite; export another checkpoint")
+            if np.abs(array).max(initial=0) > np.finfo(dtype).max:
+                raise DataError(f"a parameter of {self._place} does not fit {np.dtype(dtype)}; export float32")
             array = array.astype(dtype)
         name = f"{self._place}constant_{len(self.constants)}"
         array = np.ascontiguousarray(array).reshape(np.shape(value))

@@ -9,7 +9,6 @@ from fsmde_jax.viz.pointcloud import Cloud
 BACKGROUND = 24
 _LIDAR = (255, 255, 255)
 _FOOTPRINT = 0.4  # metres: side of the square that a point of the cloud is drawn as
-_FOOTPRINT = 0.4  # metres: side of the square that a point of the cloud is drawn as
 
 
 def birdseye(
