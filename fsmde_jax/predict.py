@@ -2,6 +2,7 @@
 
 A rig, by a student:
   python -m fsmde_jax.predict --checkpoint lite0 --input records/my_rig --out depth/             # records
+  python -m fsmde_jax.predict --checkpoint lite0 --input /data/nuscenes/v1.0-mini --out depth/ --limit 5  # or ddad.json
   python -m fsmde_jax.predict --checkpoint runs/nuscenes --input drive/images --rig drive/rig.yaml --out depth/
   python -m fsmde_jax.predict --checkpoint runs/nuscenes --input videos/ --rig rig.yaml --out depth/ --write npz ply
 
@@ -162,7 +163,7 @@ def _predict_rigs(args: argparse.Namespace) -> None:
     if args.limit < 0 or not args.max_range > 0 or not 0 < args.keep <= 1:
         raise ConfigError("expected --limit of at least 0, --max_range above 0 and --keep above 0, at most 1")
     rerun = rerun_recording.checked_path(args.rerun) if args.rerun else None
-    source = rig_frames.open_source(Path(args.input), args.rig)
+    source = rig_frames.open_source(Path(args.input), args.rig, args.sample)
     size = None
     if args.image_size:
         if not (found := re.fullmatch(r"(\d+)x(\d+)", args.image_size)):
@@ -188,7 +189,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rigs = parser.add_argument_group("a rig, by a student")
     rigs.add_argument("--checkpoint", metavar="C", help="lite0 (in this package), the folder of a run, or its file")
     rigs.add_argument(
-        "--input", metavar="X", help="records folder; or, with --rig, a folder with images or a video for each camera"
+        "--input",
+        metavar="X",
+        help="records folder; nuScenes dataroot or its v1.0-... folder; ddad.json; or, with --rig, a folder with images"
+        " or a video for each camera",
     )
     rigs.add_argument("--rig", default="", metavar="rig.yaml", help="calibration of images or videos")
     rigs.add_argument(
@@ -200,6 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="",
         metavar="out.rrd",
         help="also a recording for the Rerun viewer, about 3 MB a frame (8 at 1600x900)",
+    )
+    rigs.add_argument(
+        "--sample", default="", metavar="NAME", help="only this one of records, nuScenes (its token) or DDAD"
     )
     rigs.add_argument("--limit", type=int, default=0, metavar="N", help="the first N frames only (default all)")
     rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")

@@ -1,7 +1,6 @@
-"""What prediction reads: samples of a records folder, or images or videos of a rig described by a rig file."""
+"""What prediction reads: records, nuScenes, DDAD, or images or videos of a rig that a rig file describes."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,63 +9,43 @@ import numpy as np
 from data_prep.folder import list_recording
 from data_prep.rig_yaml import Rig, read_rig
 from fsmde_jax import geometry
-from fsmde_jax.data import transforms
-from fsmde_jax.data.records import Records, open_records
-from fsmde_jax.data.schema import RigSample
+from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.rig_samples import RigFrame, Source, dataset_at, of_dataset, of_records
 
 IMAGES = (".jpg", ".jpeg", ".png")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 
-@dataclasses.dataclass
-class RigFrame:
-    """One moment of a rig. `lidar` are measured points [P, 3] metres in the ego frame, where there are any."""
-
-    name: str
-    cameras: list[str]  # ring order
-    images: list[np.ndarray]  # N x [H, W, 3] uint8 RGB
-    intrinsics: np.ndarray  # [N, 3, 3] pixels at the images' sizes
-    cam_to_ego: np.ndarray  # [N, 4, 4]
-    visible: list[np.ndarray] | None = None  # N x [H, W] bool, False = the car's own body
-    lidar: np.ndarray | None = None
-    labels: list[np.ndarray] | None = None  # N x [P_i, 3]: u, v at the images' sizes, metres
-    ego_to_global: np.ndarray | None = None  # [4, 4] of the first camera's time, where the car's way is known
-    time_us: int | None = None
-    scene: str = ""  # name of the drive
-
-
-@dataclasses.dataclass
-class Source:
-    """A sequence of frames that are read one at a time."""
-
-    count: int
-    frames: Callable[[], Iterator[RigFrame]]
-    what: str
-
-
-def open_source(place: Path, rig: str = "") -> Source:
+def open_source(place: Path, rig: str = "", sample: str = "") -> Source:
     """What lies at `place`.
 
     Args:
-      place: a records folder (with manifest.json); or, with `rig`, a folder with a folder of images or a video file for
-        each camera.
+      place: a records folder (with manifest.json); a nuScenes dataroot or its v1.0-... folder; DDAD's index, ddad.json;
+        or, with `rig`, a folder with a folder of images or a video file for each camera.
       rig: a rig file (docs/custom_data.md); its LiDAR is not needed.
+      sample: name of the one sample of records, nuScenes (its token) or DDAD that is wanted; "" = all.
 
     Raises:
       ConfigError, DataError: nothing that can be read; says what was expected.
     """
-    if not place.is_dir():
+    if not place.exists():
         raise DataError(f"--input {place}: no such folder")
+    dataset = None if rig else dataset_at(place)
+    if dataset is not None:
+        return of_dataset(dataset(), sample)
+    if not place.is_dir():
+        raise DataError(f"--input {place}: a file; expected a folder, or DDAD's index (.json)")
     if (place / "manifest.json").is_file():
         if rig:
             raise ConfigError(f"--rig {rig}: {place} is a records folder, which has its own calibration; leave it out")
-        records = open_records(place)
-        return Source(len(records), lambda: _of_records(records), f"{len(records)} records")
+        return of_records(open_records(place), sample)
+    if sample:
+        raise ConfigError(f"--sample {sample}: of records, nuScenes and DDAD only; --limit takes the first frames")
     if not rig:
         raise ConfigError(
-            f"--input {place}: no records folder (no manifest.json), so name the rig's calibration with --rig rig.yaml"
-            " (docs/custom_data.md). nuScenes and DDAD become records first: python -m data_prep.nuscenes --limit 10"
+            f"--input {place}: no records folder (no manifest.json) and no nuScenes (no v1.0-...), so name the rig's"
+            " calibration with --rig rig.yaml (docs/custom_data.md). Of DDAD name the index: .../ddad.json"
         )
     known = read_rig(rig)
     names = [
@@ -78,49 +57,6 @@ def open_source(place: Path, rig: str = "") -> Source:
             raise DataError(f"{place}: no video {missing[0]}{{{','.join(VIDEOS)}}} for camera {missing[0]} of {rig}")
         return _of_videos(known, names, videos, rig)
     return _of_images(known, names, place, rig)
-
-
-def _of_records(records: Records) -> Iterator[RigFrame]:
-    for index in range(len(records)):
-        sample, where = records[index], records.where(index)
-        present = [i for i in range(sample.num_cameras) if sample.images[i]]
-        if not present:
-            print(f"note: {where}, sample {sample.sample_id}: no camera has a picture; left out")
-            continue
-        images, visible, points = [], [], []
-        for i in present:
-            size = (int(sample.image_size[i, 0]), int(sample.image_size[i, 1]))
-            images.append(transforms.decode_image(sample.images[i], size, f"{where}, {sample.camera_names[i]}"))
-            native = (int(sample.native_size[i, 0]), int(sample.native_size[i, 1]))
-            mask = sample.ego_masks[i]
-            shown = transforms.decode_ego_mask(mask, native, size) == 255 if mask else np.ones(size, bool)
-            visible.append(shown)
-            uvz = sample.points[i].astype(np.float64)
-            scale = np.array([size[1] / native[1], size[0] / native[0]])
-            points.append(np.concatenate([(uvz[:, :2] + 0.5) * scale - 0.5, uvz[:, 2:]], 1))
-        yield RigFrame(
-            sample.sample_id, [sample.camera_names[i] for i in present], images,
-            sample.intrinsics[present].astype(np.float64), sample.cam_to_ego[present].astype(np.float64), visible,
-            _measured(sample, present), points, _pose(sample, present[0]),
-            sample.timestamp_us or None, sample.scene,
-        )  # fmt: skip
-
-
-def _pose(sample: RigSample, camera: int) -> np.ndarray:
-    pose = sample.ego_to_global[camera].astype(np.float64)
-    pose[:3, 3] += sample.global_origin
-    return pose
-
-
-def _measured(sample: RigSample, present: list[int]) -> np.ndarray:
-    """LiDAR points [P, 3] of a record in the ego frame (of each camera's own time)."""
-    native = sample.native_intrinsics
-    found = [np.zeros((0, 3))]
-    for i in present:
-        uvz = sample.points[i].astype(np.float64)
-        own = geometry.unproject(native[i], uvz[:, :2], uvz[:, 2])
-        found.append(geometry.transform_points(sample.cam_to_ego[i].astype(np.float64), own))
-    return np.concatenate(found)
 
 
 def _calibration(rig: Rig, names: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ LEVELS = [
     {"fsmde_jax.evaluate", "fsmde_jax.teacher_cache"},
     {"fsmde_jax.predict_rig"},
     {"fsmde_jax.convert", "fsmde_jax.export", "fsmde_jax.rig_frames"},
-    {"fsmde_jax.depth_model", "fsmde_jax.quantize"},
+    {"fsmde_jax.depth_model", "fsmde_jax.rig_samples", "fsmde_jax.quantize"},
     {"fsmde_jax.build"},
     {"fsmde_jax.build_teacher"},
     {"fsmde_jax.teacher"},

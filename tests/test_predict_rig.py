@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 import fsmde_jax
+from data_prep import ddad, dgp, nuscenes
 from fsmde_jax import confidence, geometry, predict, rig_frames
 from fsmde_jax.data import transforms
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.viz import birdseye, pointcloud
-from tests import rooms
+from tests import rendered, rooms
 from tests.sample_factory import write_folder
 
 SIZE = (32, 64)
@@ -291,3 +292,55 @@ def test_images_that_do_not_fit_the_rig_file_are_named(rig, tmp_path):
     (tmp_path / "rig" / "videos" / f"{name}.avi").write_bytes(b"no video")
     with pytest.raises(DataError, match=rf"{name}.avi: not a video"):
         rig_frames.open_source(tmp_path / "rig" / "videos", str(tmp_path / "rig" / "rig.yaml"))
+
+
+@pytest.mark.parametrize("kind", ["nuscenes", "ddad"])
+def test_a_dataset_as_it_was_downloaded_gives_the_frames_of_its_records(kind, tmp_path):
+    """At native size the converter stores the very images."""
+    size = (72, 96)
+    if kind == "nuscenes":
+        rendered.nuscenes(tmp_path / "data", frames=(2, 2), size=size, cameras=rendered.RIG_OF_3)
+        place, job = tmp_path / "data", nuscenes.main
+        splits = ["mini_train", "mini_val"]
+        flags = ["--dataroot", str(place), "--version", "v1.0-mini"]
+    else:
+        place = rendered.dgp(tmp_path / "data", size=size)
+        splits, job, flags = (
+            [name for name, files in dgp.scene_files(place).items() if files],
+            ddad.main,
+            ["--json", str(place)],
+        )
+    wanted = []
+    for split in splits:
+        out = tmp_path / split
+        job([*flags, "--split", split, "--image_size", "native", "--workers", "1", "--out", str(out)])
+        wanted += list(rig_frames.open_source(out).frames())
+    source = rig_frames.open_source(place)
+    found = list(source.frames())
+    assert source.count == len(found) == len(wanted) >= 2
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours.name, ours.scene, ours.cameras, ours.time_us) == (
+            theirs.name, theirs.scene, theirs.cameras, theirs.time_us
+        )  # fmt: skip
+        for field in ("images", "intrinsics", "cam_to_ego", "ego_to_global", "lidar", "labels"):
+            for a, b in zip(getattr(ours, field), getattr(theirs, field), strict=True):
+                np.testing.assert_array_equal(a, b)
+    name = wanted[-1].name
+    for where in (place, tmp_path / splits[-1]):
+        (only,) = rig_frames.open_source(where, sample=name).frames()
+        np.testing.assert_array_equal(only.images[0], wanted[-1].images[0])
+        with pytest.raises(DataError, match=r"--sample nobody: none of the \d+ (samples|records) is called so"):
+            rig_frames.open_source(where, sample="nobody")
+    if kind == "nuscenes":
+        run("--checkpoint", "lite0", "--input", place / "v1.0-mini", "--sample", name, "--out", tmp_path / "out",
+            "--image_size", "32x64", "--write", "png")  # fmt: skip
+        assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+        (place / "v1.0-test").mkdir()
+        (place / "v1.0-test" / "sample.json").write_text("[]")
+        with pytest.raises(ConfigError, match=r"holds v1.0-mini and v1.0-test; name one: --input .*v1.0-mini"):
+            rig_frames.open_source(place)
+
+
+def test_a_sample_of_images_is_refused(rig):
+    with pytest.raises(ConfigError, match="--sample x: of records, nuScenes and DDAD only"):
+        rig_frames.open_source(rig / "images", str(rig / "rig.yaml"), "x")
