@@ -11,15 +11,15 @@ number of views is free: one camera, some, all. Students that mix views (model.c
 input, `cam_to_ego` float32 [views, 4, 4] (camera x right, y down, z forward; ego x forward, y left, z up, metres), and
 all views of one call are then one rig. --confidence adds a second output, `confidence` float32 [views, H, W]: the
 probability, by the student's own bins, that the true depth is within a factor of 1.25 of `depth`; it is no default, as
-it takes a quarter of the time again on processors. BatchNorm is folded; what the file is, its precision, its depth
-range and the focal lengths that it serves are in its metadata. Needs onnx (pip install onnx).
+it takes time. BatchNorm is folded; what the file is, its precision, its depth range and the focal lengths that it
+serves are in its metadata. Needs onnx (pip install -e ".[export]").
 
 --precision float16: encoder and decoder in float16; inputs, outputs, attention between views and the metric head stay
 float32. Half the file. Meant for GPUs (not run on one here): on x86 processors onnxruntime converts to and fro.
 
 --precision int8: encoder and decoder quantised statically, the rest float32; under a third of the file, for processors.
-The ranges of the activations are measured on --calibration, a records folder of pictures like those that it will see,
-e.g. rendered ones. Needs onnxruntime, too. What it costs in accuracy: python -m benchmarks.export_accuracy.
+The ranges of the activations are measured on --calibration, a records folder of pictures like those that it will see
+(rendered ones for lite0). Needs onnxruntime, too. What it costs in accuracy: python -m benchmarks.export_accuracy.
 
   python -m data_prep.world --rig nuscenes --scenes 40 --frames 1 --image_size 96x160 --out data/calibration
   python -m data_prep.nuscenes --dataroot data/calibration --version v1.0-trainval --split train \\
