@@ -11,8 +11,8 @@
 float32, float16 and int8 as `fsmde_jax.export` writes them, in onnxruntime on the processor; int8 is calibrated on
 --calibration. Accuracy: protocol P1, metric, of --eval_records at the size that the student was trained at, against
 their LiDAR points and against their dense truth. `difference` is of |depth / depth in JAX - 1|: the median of the rigs'
-medians, and the largest of all pixels. Time: six views of random pixels at that size and at --size, all sides in turn in one process with the
-same cores (`benchmarks.teacher`); without compilation.
+medians, and the largest of all pixels. Time: six views of random pixels at that size and at --size, all sides in turn
+in one process with the same cores (`benchmarks.teacher`); without compilation.
 """
 
 import argparse
