@@ -55,30 +55,31 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Rigs per second and memory against each setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def plot(rows: Sequence[dict[str, Any]]) -> Any:
+    """Rigs per second and memory against each setting, on logarithmic scales that the settings share, as a figure."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     keys = list(dict.fromkeys(row["varied"] for row in rows))
-    figure, axes = pyplot.subplots(2, len(keys), figsize=(3 * len(keys), 5), sharey="row", layout="constrained")
+    figure = Figure(figsize=(3 * len(keys), 5), layout="constrained")
+    axes = figure.subplots(2, len(keys), sharey="row", squeeze=False)
     for column, key in enumerate(keys):
         own = [row for row in rows if row["varied"] == key]
         names = [str(row["value"]) for row in own]
-        for axis, values, label in (
-            (axes[0, column], [row["rigs_per_s"] for row in own], "rigs/s"),
-            (axes[1, column], [row.get("xla_temporary_mb", 0) for row in own], "temporary memory, MB"),
+        for axis, name, label in (
+            (axes[0, column], "rigs_per_s", "rigs/s"),
+            (axes[1, column], "xla_temporary_mb", "temporary memory, MB"),
         ):
-            axis.plot(names, values, marker="o")
-            axis.set_ylim(bottom=0)
+            axis.plot(names, [row.get(name, float("nan")) for row in own], marker="o")
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.grid(alpha=0.3)
             if column == 0:
                 axis.set_ylabel(label)
         axes[1, column].set_xlabel(f"{key}" + (" (virtual)" if key == "devices" else ""))
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def main() -> None:
         made["command"] = shlex.join(["python", "-m", "benchmarks.train_step_grid", *sys.argv[1:]])
         if args.out:
             write_atomically(Path(args.out), (json.dumps(made, indent=1) + "\n").encode())
-            plot(rows, Path(args.out).with_suffix(".png"))
+            plot(rows).savefig(Path(args.out).with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":

@@ -123,3 +123,22 @@ def test_the_grid_varies_one_setting_and_draws_it(tmp_path, monkeypatch):
     assert seen[-1][2].endswith("--xla_force_host_platform_device_count=4")
     assert (tmp_path / "grid.png").stat().st_size > 5000
     assert os.environ.get("XLA_FLAGS", "").count("device_count=4") == 0
+
+
+@pytest.mark.parametrize("keys", [("cameras",), ("size", "cameras", "batch")])
+def test_the_grids_plot_shows_every_value(keys):
+    """The settings share their axes, and values span two powers of ten; the picture once cut most of them off."""
+    from benchmarks import train_step_grid as grid
+
+    values = {"size": (1.8, 0.12), "cameras": (6.5, 1.9), "batch": (1.7, 1.9)}
+    rows = [
+        {"varied": key, "value": number, "rigs_per_s": value, "xla_temporary_mb": 500 / value}
+        for key in keys
+        for number, value in enumerate(values[key])
+    ]
+    figure = grid.plot(rows)
+    figure.canvas.draw()
+    drawn = [(axis.get_ylim(), line.get_ydata()) for axis in figure.axes for line in axis.get_lines()]
+    assert len(drawn) == 2 * len(keys)
+    for (low, high), seen in drawn:
+        assert low < min(seen) and max(seen) < high
