@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fsmde_jax import geometry
 from fsmde_jax.data import transforms
+from fsmde_jax.data.dense import UNITS_PER_METRE
 from fsmde_jax.depth_model import DepthModel, Prediction
 from fsmde_jax.errors import DataError
 from fsmde_jax.rig_frames import RigFrame, Source
@@ -21,7 +22,6 @@ from fsmde_jax.viz.pointcloud import Cloud, fuse, surest, write_ply
 from fsmde_jax.viz.rerun_recording import RerunRecording
 
 KINDS = ("png", "npz", "panorama", "birdseye", "ply")
-UNITS = 256.0  # of a 16-bit PNG in one metre, as KITTI's
 
 
 def predict_source(
@@ -101,7 +101,7 @@ def write_frame(frame: RigFrame, found: Prediction, cloud: Cloud | None, folder:
     depth, confidence = list(found.depth), list(found.confidence)
     if "png" in kinds:
         for name, each in zip(frame.cameras, depth, strict=True):
-            values = np.clip(np.rint(each * UNITS), 1, 2**16 - 1).astype(np.uint16)
+            values = np.clip(np.rint(each * UNITS_PER_METRE), 1, 2**16 - 1).astype(np.uint16)
             _write(folder / f"{name}_depth.png", functools.partial(_encode, values))
     if "npz" in kinds:
         arrays = {

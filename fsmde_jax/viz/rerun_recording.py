@@ -16,10 +16,10 @@ from typing import Any, Self
 import cv2
 import numpy as np
 
+from fsmde_jax.data.dense import UNITS_PER_METRE
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.viz.pointcloud import Cloud
 
-UNITS = 256.0  # of a 16-bit depth image in one metre, as in the PNG files of prediction
 MAX_POINTS = 100_000  # of a frame's cloud: a frame of six 352x640 views is about 3 MB then
 _JPEG_QUALITY = 85
 _EGO = "world/ego"
@@ -165,12 +165,12 @@ class RerunRecording:
             )  # fmt: skip
             picture = _encoded(".jpg", images[i][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
             stream.log(f"{place}/image", rerun.EncodedImage(contents=picture, media_type="image/jpeg"))
-            stored = np.clip(np.rint(depth[i] * UNITS), 0, 2**16 - 1).astype(np.uint16)
+            stored = np.clip(np.rint(depth[i] * UNITS_PER_METRE), 0, 2**16 - 1).astype(np.uint16)
             stream.log(
                 f"{place}/depth",
                 rerun.EncodedDepthImage(
-                    _encoded(".png", stored), media_type="image/png", meter=UNITS, colormap="turbo",
-                    depth_range=[0, self._max_range * UNITS],
+                    _encoded(".png", stored), media_type="image/png", meter=UNITS_PER_METRE, colormap="turbo",
+                    depth_range=[0, self._max_range * UNITS_PER_METRE],
                 ),
             )  # fmt: skip
         dot, step = rerun.Radius.ui_points(1.5), max(1, math.ceil(len(cloud.points) / MAX_POINTS))
