@@ -46,7 +46,7 @@ def exported_call(model: Any, arguments: tuple[Any, ...], size: Size, threads: i
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")  # else it takes time from the next side
-    graph = student_graph(model, params, batch_stats, size)
+    graph = student_graph(model, {"params": params, "batch_stats": batch_stats}, size)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     given = {name: np.asarray(batch[name][0]) for name in ("images", "intrinsics")}
     return lambda: session.run(None, given)[0][None]

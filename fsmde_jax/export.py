@@ -30,20 +30,25 @@ stablehlo: a program of jax.export for CPU, CUDA and TPU, which needs JAX but no
 cameras: (images [B, N, H, W, 3], intrinsics [B, N, 3, 3], cam_to_ego [B, N, 4, 4]) -> {"depth", "confidence"}
 [B, N, H, W]; its card lies beside it as .json.
 
-orbax: a folder with the parameters (model/) and card.json, for this package. Teacher, projectors and optimiser are in
-none of them; numbers are float32 whatever the student was trained in (but see --precision).
+orbax: a folder with the parameters (model/) and card.json, for this package's models. With --fold_batchnorm each
+BatchNorm's scale is in the kernel before it and only its shift is left: the same function with fewer numbers, for other
+tools (JAX is no faster with it); it cannot be trained on.
+
+Teacher, projectors and optimiser are in none of them; numbers are float32 whatever the student was trained in (but see
+--precision).
 """
 
 import argparse
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fsmde_jax import checkpoint, compatible, depth_model, quantize
 from fsmde_jax.data.tfrecord import write_atomically
@@ -51,7 +56,7 @@ from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.models.depth_bins import FOCAL_WIDTH
 from fsmde_jax.models.onnx_graph import student_graph
 from fsmde_jax.models.registry import build_student
-from fsmde_jax.models.student import IMAGE_MEAN, IMAGE_STD, STRIDE, normalise_images
+from fsmde_jax.models.student import IMAGE_MEAN, IMAGE_STD, STRIDE, fold_batch_norm, normalise_images
 from fsmde_jax.names import check_name
 from fsmde_jax.students import evaluations, read_student
 
@@ -152,10 +157,9 @@ def export_onnx(
     records = quantize.open_calibration(calibration, calibration_samples) if precision == "int8" else None
     model, tree, card = _open(where, image_size)
     height, width = card["image_size"]
-    of = (model, tree["params"], tree["batch_stats"], (height, width))
-    graph = student_graph(*of, half=precision == "float16", confidence=confidence)
+    graph = student_graph(model, tree, (height, width), half=precision == "float16", confidence=confidence)
     if precision == "float16":
-        quantize.check_half(student_graph(*of), where)
+        quantize.check_half(student_graph(model, tree, (height, width)), where)
     card["precision"] = precision
     if records is not None:
         graph = quantize.quantized(graph, records, calibration_samples)
@@ -200,16 +204,21 @@ def export_stablehlo(where: str, out: str | Path, image_size: str = "") -> dict[
     return card
 
 
-def export_orbax(where: str, out: str | Path, image_size: str = "") -> dict[str, Any]:
+def export_orbax(where: str, out: str | Path, image_size: str = "", *, fold_batchnorm: bool = False) -> dict[str, Any]:
     """Writes a student's parameters as a new folder: an orbax checkpoint `model/` and `card.json`.
 
     Its card's `model` are the arguments of `registry.build_student`. Arguments, returns and errors as `export_onnx`.
+    With `fold_batchnorm` there are no `batch_stats`, and the model's `apply` takes {"params"} alone (`train=False`).
     """
     out = Path(out)
     _check_out(out, "")
-    _, tree, card = _open(where, image_size)
-    card = _full_card(where, card)
-    checkpoint.write_tree(out, {name: tree[name] for name in ("params", "batch_stats")}, card)
+    model, tree, card = _open(where, image_size)
+    card = {**_full_card(where, card), "batch_norm": "folded" if fold_batchnorm else "as trained"}
+    variables = {name: tree[name] for name in ("params", "batch_stats")}
+    if fold_batchnorm:
+        folded = fold_batch_norm(model.encoder, variables)["params"]
+        variables = {"params": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), folded)}
+    checkpoint.write_tree(out, variables, card)
     return card
 
 
@@ -221,7 +230,14 @@ def _write(out: Path, content: bytes) -> None:
         raise DataError(f"{out}: cannot write ({error.strerror}); free space or choose another place") from error
 
 
-FORMATS = {"onnx": export_onnx, "stablehlo": export_stablehlo, "orbax": export_orbax}
+FORMATS: dict[str, Callable[..., dict[str, Any]]] = {
+    "onnx": export_onnx, "stablehlo": export_stablehlo, "orbax": export_orbax,
+}  # fmt: skip
+OPTIONS = {  # of one format alone
+    "onnx": ("precision", "calibration", "calibration_samples", "confidence"),
+    "stablehlo": (),
+    "orbax": ("fold_batchnorm",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -241,19 +257,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibration", default="", metavar="DIR", help="records folder, for int8")
     parser.add_argument("--calibration_samples", type=int, default=32, metavar="N", help="rigs of it (default 32)")
     parser.add_argument("--confidence", action="store_true", help="onnx: a second output (the other formats have it)")
+    parser.add_argument("--fold_batchnorm", action="store_true", help="orbax only (onnx always is)")
     args = parser.parse_args(argv)
-    only_onnx = {
-        "precision": args.precision, "calibration": args.calibration,
-        "calibration_samples": args.calibration_samples, "confidence": args.confidence,
-    }  # fmt: skip
     with exit_with_message():
-        if args.format == "onnx":
-            card = export_onnx(args.checkpoint, args.out, args.image_size, **only_onnx)
-        else:
-            for name, value in only_onnx.items():
-                if value != parser.get_default(name):
-                    raise ConfigError(f"--{name}: of --format onnx only, not {args.format}; leave it out")
-            card = FORMATS[args.format](args.checkpoint, args.out, args.image_size)
+        for other, names in OPTIONS.items():
+            for name in names if other != args.format else ():
+                if getattr(args, name) != parser.get_default(name):
+                    raise ConfigError(f"--{name}: of --format {other} only, not {args.format}; leave it out")
+        options = {name: getattr(args, name) for name in OPTIONS[args.format]}
+        card = FORMATS[args.format](args.checkpoint, args.out, args.image_size, **options)
         height, width = card["image_size"]
         low, high = card["focal_range_px"]
         print(f"{args.out}: {card['source']}, any number of views of {height}x{width}, depth in metres")

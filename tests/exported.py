@@ -44,15 +44,8 @@ def outputs_of(model, variables, images, intrinsics, cam_to_ego=None):
     return run(variables, normalise_images(jnp.asarray(images))[None], jnp.asarray(intrinsics)[None], poses[None])
 
 
-def perturbed(model, seed=1):
-    """Variables far from their first values, so that no scale, shift, mean or variance can be left out."""
-    images, intrinsics = inputs(1)
-    shapes = jax.eval_shape(
-        lambda: model.init(
-            jax.random.key(0), jnp.zeros((1, *images.shape)), jnp.asarray(intrinsics)[None], jnp.eye(4)[None, None],
-            train=False,
-        )
-    )  # fmt: skip
+def perturbed_tree(shapes, seed=1):
+    """Variables of these shapes far from their first values: no scale, shift, mean or variance can be left out."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -63,7 +56,19 @@ def perturbed(model, seed=1):
         low, high = {"scale": (0.6, 1.4), "var": (0.5, 1.5)}.get(name, (-0.3, 0.3))
         return rng.uniform(low, high, leaf.shape).astype(np.float32)
 
-    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def perturbed(model, seed=1):
+    """Variables of a student (`perturbed_tree`)."""
+    images, intrinsics = inputs(1)
+    shapes = jax.eval_shape(
+        lambda: model.init(
+            jax.random.key(0), jnp.zeros((1, *images.shape)), jnp.asarray(intrinsics)[None], jnp.eye(4)[None, None],
+            train=False,
+        )
+    )  # fmt: skip
+    variables = perturbed_tree(shapes, seed)
     logits = outputs_of(model, variables, images, intrinsics)["bin_logits"]
     # Deep random networks have wide logits, whose softmax would jump from bin to bin by what float32 rounds.
     last = variables["params"]["depth_bins"].get("logits")

@@ -118,6 +118,29 @@ def test_an_orbax_folder_reloads_with_orbax_and_the_models_alone(tmp_path):
         export.export_orbax("lite0", tmp_path / "lite0")
 
 
+def test_an_orbax_folder_without_batchnorm(tmp_path):
+    """The same depth from parameters alone; they cannot be trained on, and nothing is left of scales and statistics."""
+    import orbax.checkpoint as ocp
+
+    out = tmp_path / "lite0"
+    export.main(["--checkpoint", "lite0", "--format", "orbax", "--fold_batchnorm", "--out", str(out)])
+    with ocp.StandardCheckpointer() as checkpointer:
+        variables = checkpointer.restore((out / "model").resolve())
+    card = json.loads((out / "card.json").read_text())
+    assert list(variables) == ["params"] and card["batch_norm"] == "folded"
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    assert not [name for name in names if "scale" in name] and all(
+        leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables)
+    )
+    model = build_student(**card["model"])
+    images, intrinsics = inputs(2)
+    found = outputs_of(model, {**variables, "batch_stats": {}}, images, intrinsics)["pred_depth"][0]
+    wanted = depth_model.load_model("lite0", image_size=SIZE)(images, intrinsics).depth
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    with pytest.raises(ConfigError, match="BatchNorm is folded cannot be trained"):
+        model.apply(variables, np.zeros((1, 1, *SIZE, 3)), intrinsics[None, :1], train=True, mutable=["batch_stats"])
+
+
 def test_formats_by_the_command_line(tmp_path, capsys):
     for name, out in (("stablehlo", "a.stablehlo"), ("orbax", "a")):
         export.main(["--checkpoint", "lite0", "--format", name, "--out", str(tmp_path / out), "--image_size", "32x64"])
@@ -125,3 +148,6 @@ def test_formats_by_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         export.main(["--checkpoint", "lite0", "--format", "stablehlo", "--out", str(tmp_path / "b.onnx")])
     assert "ends in .stablehlo" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export.main(["--checkpoint", "lite0", "--fold_batchnorm", "--out", str(tmp_path / "b.onnx")])
+    assert "--fold_batchnorm: of --format orbax only, not onnx" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def execute(book, cwd, **values):
     assert not values, f"no form has a field {', '.join(values)}"
     specs = KernelSpecManager(kernel_dirs=[f"{sys.prefix}/share/jupyter/kernels"])  # this environment's, no user's
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-    NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(cwd)}}).execute()
+    NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(cwd)}}).execute(cleanup_kc=True)
     return {cell.id: "".join(text_of(output) for output in cell.outputs) for cell in code_cells(book)}
 
 

@@ -24,7 +24,7 @@ def quick():
 
 
 def graph_of(model, variables, **options):
-    return student_graph(model, variables["params"], variables["batch_stats"], SIZE, **options)
+    return student_graph(model, variables, SIZE, **options)
 
 
 def named(views, seed=0):
@@ -213,7 +213,7 @@ def test_half_precision_keeps_inputs_outputs_head_and_attention(blocks):
 def test_what_does_not_fit_is_said():
     model = build_student(encoder="resnet18", **SMALL)
     with pytest.raises(ConfigError, match="multiples of 32, got 60x96"):
-        student_graph(model, {}, {}, (60, 96))
+        student_graph(model, {}, (60, 96))
     variables = perturbed(model)
     variables["params"]["decoder"]["up_0"]["kernel"][0, 0, 0, 0] = 1e6
     with pytest.raises(DataError, match="does not fit float16; export float32"):

@@ -119,7 +119,7 @@ def test_attention_between_views_stays_float32(records):
     jax.config.update("jax_disable_most_optimizations", True)
     variables = perturbed(model)
     jax.config.update("jax_disable_most_optimizations", False)
-    graph = student_graph(model, variables["params"], variables["batch_stats"], SIZE)
+    graph = student_graph(model, variables, SIZE)
     before = graph.SerializeToString()
     made = quantize.quantized(graph, open_records(records), 4)
     assert graph.SerializeToString() == before
@@ -173,6 +173,6 @@ def test_records_without_a_picture_are_refused(tmp_path):
     jax.config.update("jax_disable_most_optimizations", True)
     variables = perturbed(model)
     jax.config.update("jax_disable_most_optimizations", False)
-    graph = student_graph(model, variables["params"], variables["batch_stats"], SIZE)
+    graph = student_graph(model, variables, SIZE)
     with pytest.raises(DataError, match="no camera of the records taken has a picture"):
         quantize.quantized(graph, open_records(folder), 1)

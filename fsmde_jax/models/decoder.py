@@ -1,7 +1,7 @@
 """A light U-Net decoder: from five encoder taps to features at strides 2 ... 32.
 
 Normalisation is BatchNorm: at inference it is one scale and one shift per channel, which folds into the convolution
-before it on export, while GroupNorm would have to compute statistics of every picture at run time.
+before it on export (`batch_norm`), while GroupNorm would have to compute statistics of every picture at run time.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fsmde_jax.models.batch_norm import BatchNorm
 from fsmde_jax.models.convolution import convolve
 
 Dtype = Any
@@ -39,7 +40,7 @@ class ConvNorm(nn.Module):
             self.features, (self.kernel, self.kernel), padding=self.kernel // 2, use_bias=False, dtype=self.dtype,
             kernel_init=_KERNEL_INIT, conv_general_dilated=convolve, name="conv",
         )(x)  # fmt: skip
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(
+        x = BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(
             x, mask=mask
         )
         return nn.relu(x) if self.relu else x

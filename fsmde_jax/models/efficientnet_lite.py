@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsmde_jax.models.batch_norm import BatchNorm
 from fsmde_jax.models.convolution import convolve
 
 Dtype = Any
@@ -171,9 +172,9 @@ def _conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str) -> n
     )  # fmt: skip
 
 
-def _norm(train: bool, dtype: Dtype, name: str) -> nn.BatchNorm:
+def _norm(train: bool, dtype: Dtype, name: str) -> BatchNorm:
     # 0.9 rather than the 0.99 of the ImageNet training: depth training is far shorter.
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype, name=name)
+    return BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype, name=name)
 
 
 class InvertedResidual(nn.Module):

@@ -6,21 +6,29 @@ called after their part: encoder/, cross_view/, decoder/, head/. Checked on proc
 the head's products to TF32 unless told not to (its option `use_tf32=0`).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fsmde_jax.errors import ConfigError
-from fsmde_jax.models import decoder as flax_decoder
 from fsmde_jax.models.onnx_cross_view import mix
 from fsmde_jax.models.onnx_encoders import decoder, encoder
 from fsmde_jax.models.onnx_head import head
-from fsmde_jax.models.onnx_nodes import IR_VERSION, OPSET, Graph, Params, Part, Size
-from fsmde_jax.models.student import ENCODER_SCOPE, IMAGE_MEAN, IMAGE_STD, STRIDE, Student
+from fsmde_jax.models.onnx_nodes import IR_VERSION, OPSET, Graph, Size
+from fsmde_jax.models.student import (
+    DECODER_SCOPE,
+    ENCODER_SCOPE,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    STRIDE,
+    Student,
+    fold_batch_norm,
+)
 
 
 def student_graph(
-    model: Student, params: Params, batch_stats: Params, size: Size, *, half: bool = False, confidence: bool = False
+    model: Student, variables: Mapping[str, Any], size: Size, *, half: bool = False, confidence: bool = False
 ) -> Any:
     """An `onnx.ModelProto` of the student at one image size and any number of views.
 
@@ -31,7 +39,7 @@ def student_graph(
 
     Args:
       model: its dtype is not looked at.
-      params, batch_stats: of the student; what else a training needs is not looked at.
+      variables: "params" and "batch_stats" of the student; what else a training needs is not looked at.
       size: H and W, multiples of 32.
       half: encoder and decoder in float16; normalisation, attention between views and head stay float32.
       confidence: what `depth_model.Prediction` says.
@@ -44,7 +52,7 @@ def student_graph(
     height, width = size
     if height % STRIDE or width % STRIDE:
         raise ConfigError(f"data.image_size: height and width must be multiples of {STRIDE}, got {height}x{width}")
-    g = Graph()
+    g, params = Graph(), fold_batch_norm(model.encoder, variables)["params"]
     dtype = np.float16 if half else np.float32
 
     def cast(x: str, to: Any) -> str:
@@ -55,7 +63,7 @@ def student_graph(
         x = g.cast(g.node("Transpose", "images", perm=[0, 3, 1, 2]), np.float32)
         x = cast(g.plus(g.times(x, scale[:, None, None]), shift[:, None, None]), dtype)
     with g.part("encoder", dtype):
-        taps = encoder(g, x, model.encoder, params[ENCODER_SCOPE], batch_stats[ENCODER_SCOPE], size)
+        taps = encoder(g, x, model.encoder, params[ENCODER_SCOPE], size)
     if model.cross_view_blocks:
         with g.part("cross_view"):
             deepest = mix(
@@ -63,7 +71,7 @@ def student_graph(
             )
             taps[-1] = cast(deepest, dtype)
     with g.part("decoder", dtype):
-        levels = decoder(g, taps, Part(params["decoder"], batch_stats["decoder"], flax_decoder.EPSILON))
+        levels = decoder(g, taps, params[DECODER_SCOPE])
     with g.part("head"):
         levels = [cast(level, np.float32) for level in levels]
         head(g, levels, "intrinsics", model, params["depth_bins"], size, confidence=confidence)

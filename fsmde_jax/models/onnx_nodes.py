@@ -1,7 +1,6 @@
-"""The pieces that a student's ONNX graph is written with: nodes and constants in order, and parameters to fold."""
+"""The pieces that a student's ONNX graph is written with: nodes and constants in order."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,6 +81,11 @@ class Graph:
         inputs = (x, *(self.constant(weight) for weight in weights))
         return self.node("Conv", *inputs, strides=[stride, stride], pads=list(padding), group=groups)
 
+    def folded(self, x: str, params: Params, conv: str, norm: str, stride: int = 1, padding: Any = (0, 0, 0, 0)) -> str:
+        """Convolves with parameters of `batch_norm.fold`: a kernel, and the shift that is left of BatchNorm."""
+        depthwise = conv == "depthwise_conv"
+        return self.convolution(x, params[conv]["kernel"], params[norm]["bias"], stride, padding, depthwise=depthwise)
+
     def relu6(self, x: str) -> str:
         """min(max(x, 0), 6)."""
         return self.node("Clip", x, self.constant(np.float32(0)), self.constant(np.float32(6)))
@@ -128,22 +132,3 @@ class Graph:
     def pixels(self, x: str) -> str:
         """[M, C, h, w] -> [M h w, C]; h and w need not be known."""
         return self.node("Flatten", self.node("Transpose", x, perm=[0, 2, 3, 1]), axis=3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Parameters and batch statistics of one module, and its epsilon."""
-
-    params: Params
-    stats: Params
-    epsilon: float
-
-    def __getitem__(self, name: str) -> "Part":
-        return Part(self.params[name], self.stats.get(name, {}), self.epsilon)
-
-    def folded(self, conv: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel [..., out] and bias [out] of a convolution and the BatchNorm after it, float64."""
-        scale = np.asarray(self.params[norm]["scale"], np.float64)
-        scale = scale / np.sqrt(np.asarray(self.stats[norm]["var"], np.float64) + self.epsilon)
-        bias = np.asarray(self.params[norm]["bias"], np.float64) - np.asarray(self.stats[norm]["mean"]) * scale
-        return np.asarray(self.params[conv]["kernel"], np.float64) * scale, bias

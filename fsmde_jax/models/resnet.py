@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fsmde_jax.models.batch_norm import BatchNorm
 from fsmde_jax.models.convolution import convolve, max_pool
 
 Dtype = Any
@@ -33,9 +34,9 @@ def _conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str) -> n
     )  # fmt: skip
 
 
-def _norm(train: bool, dtype: Dtype, name: str) -> nn.BatchNorm:
+def _norm(train: bool, dtype: Dtype, name: str) -> BatchNorm:
     # torch momentum 0.1 is 0.9 here. The running variance is the biased one (torch stores n / (n - 1) of it).
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype, name=name)
+    return BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype, name=name)
 
 
 class BasicBlock(nn.Module):

@@ -1,5 +1,6 @@
 """The student: images of a rig and their calibration in, metric depth of every view out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +10,9 @@ import numpy as np
 
 from fsmde_jax.errors import ConfigError
 from fsmde_jax.expectation import expected_depth
-from fsmde_jax.models import depth_bins, efficientnet_lite, resnet
+from fsmde_jax.models import decoder, depth_bins, efficientnet_lite, resnet
+from fsmde_jax.models.batch_norm import fold
 from fsmde_jax.models.cross_view import CrossView
-from fsmde_jax.models.decoder import Decoder
 
 Dtype = Any
 Array = Any
@@ -19,7 +20,7 @@ Array = Any
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pretrained encoders expect
 IMAGE_STD = (0.229, 0.224, 0.225)
 STRIDE = 32  # image sizes are multiples of it
-ENCODER_SCOPE = "backbone"  # name of the encoder's entry in params and batch_stats
+ENCODER_SCOPE, DECODER_SCOPE = "backbone", "decoder"  # their entries in params and batch_stats
 
 
 def normalise_images(images: Array, dtype: Dtype = jnp.float32) -> Array:
@@ -34,6 +35,16 @@ def make_encoder(encoder: str, dtype: Dtype = jnp.float32, name: str | None = No
     if encoder in resnet.VARIANTS:
         return resnet.resnet(encoder, dtype, name)
     return efficientnet_lite.EfficientNetLite(variant=encoder, dtype=dtype, name=name)
+
+
+def fold_batch_norm(encoder: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """{"params", "batch_stats"} of a student with this encoder -> the same function without statistics.
+
+    Every BatchNorm's scale is multiplied into the convolution before it (`batch_norm.fold`), in float64.
+    """
+    of_encoder = resnet.EPSILON if encoder in resnet.VARIANTS else efficientnet_lite.EPSILON
+    epsilons = {ENCODER_SCOPE: of_encoder, DECODER_SCOPE: decoder.EPSILON}
+    return {"params": fold(variables["params"], variables["batch_stats"], epsilons), "batch_stats": {}}
 
 
 class Student(nn.Module):
@@ -119,7 +130,7 @@ class Student(nn.Module):
                 unfold(deepest), intrinsics, cam_to_ego, view_mask
             )
             deepest = mixed.reshape(deepest.shape)
-        levels = Decoder(self.decoder_channels, self.dtype, name="decoder")(
+        levels = decoder.Decoder(self.decoder_channels, self.dtype, name=DECODER_SCOPE)(
             (*taps[:-1], deepest), train=train, mask=mask
         )
         depth_range = depth_bins.canonical_range(self.min_depth, self.max_depth, self.focal_canonical, self.focal_range)
