@@ -114,6 +114,7 @@ def open_split(
     cameras: list[str] | None = None,
     sweeps: int = 0,
     dense_depth: str = "auto",
+    tables: Any = None,
 ) -> Source:
     """The split as far as the tables hold it (a part of the official scenes or samples is fine, and recorded).
 
@@ -124,6 +125,7 @@ def open_split(
       cameras: channels to take; None = all.
       sweeps: neighbouring sweeps per sample.
       dense_depth: "auto" takes `dense_depth/` where the dataroot has that folder, "off" does not.
+      tables: what `load_tables` gave for the same dataroot and version, to share it between splits; None = load it.
 
     Raises:
       ConfigError, DataError: unknown version, split or camera; broken or missing tables; no scene of the split is here.
@@ -133,7 +135,7 @@ def open_split(
     if split not in official:
         raise ConfigError(f"--split={split}: unknown{suggest(split, official)}")
     leakage.check_lists({s: official[s] for s in ("train", "val", "test")}, "nuscenes-devkit's split lists")
-    tables = load_tables(dataroot, version)
+    tables = load_tables(dataroot, version) if tables is None else tables
     by_name = {str(scene["name"]): scene for scene in tables.scene}
     scenes = [by_name[name] for name in official[split] if name in by_name]
     if not scenes:

@@ -90,5 +90,5 @@ def results(
                 waiting[executor.submit(function, following[1])] = following[0]
         ready, _ = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED)
         refresh()
-        for future in ready:
+        for future in [future for future in waiting if future in ready]:  # of several the first given
             yield waiting.pop(future), future.result()

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fsmde_jax import checksums
-from fsmde_jax.checkpoint_errors import DamagedError, reading, without_warnings, writing
+from fsmde_jax.checkpoint_errors import DamagedError, reading, without_warnings, writing, writing_anew
 from fsmde_jax.compatible import differences
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.projector import PROJECTOR_SCOPE
@@ -161,17 +161,20 @@ class Checkpoints:
         return place
 
     def _check_shapes(self, folder: Path, state: TrainState) -> None:
-        """Raises `ConfigError` where a checkpoint holds other trained parameters than `state`."""
-        with reading(folder), without_warnings(), ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.metadata((folder / "model").resolve()).item_metadata
-            if saved is None:
-                raise ValueError("its list of arrays cannot be read")
-            found = _flat_shapes(dict(saved.tree))
+        """Raises `ConfigError` where a checkpoint holds other arrays than `state`: that is no damage."""
+        found, training = (_saved_shapes(folder, name) for name in ("model", "training"))
         if lines := differences(found, _flat_shapes(_model(state))):
             shown = "\n  ".join(lines[:10] + [f"and {len(lines) - 10} more"] * (len(lines) > 10))
             raise ConfigError(
                 f"{folder} holds other trained parameters than this config:\n  {shown}\nUndo the change (of the"
                 " teacher, say), or choose a new --workdir (with --init_from to start from these parameters)."
+            )
+        # Names differ between optax's states and what orbax reads of them, shapes and their order do not.
+        kept = _flat_shapes(_arrays_of(state)["training"])
+        if sorted(training.values()) != sorted(kept.values()):
+            raise ConfigError(
+                f"{folder} holds the state of another optimiser ({len(training)} arrays, not {len(kept)}): an older"
+                " version wrote it; choose a new --workdir (with --init_from to start from these parameters)."
             )
 
     def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
@@ -218,6 +221,15 @@ def _arrays_of(state: TrainState) -> dict[str, Any]:
     """The items of a checkpoint that hold arrays."""
     average = {} if state.average is None else {"average": state.average}
     return {"model": _model(state), "training": {"step": state.step, "opt_state": state.opt_state}, **average}
+
+
+def _saved_shapes(folder: Path, name: str) -> dict[str, Any]:
+    """Shapes of the arrays in an item of a checkpoint (`DamagedError` where they are not known)."""
+    with reading(folder), without_warnings(), ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata((folder / name).resolve()).item_metadata
+        if saved is None:
+            raise ValueError("its list of arrays cannot be read")
+        return _flat_shapes(dict(saved.tree))
 
 
 def _flat_shapes(tree: Any) -> dict[str, Any]:
@@ -288,13 +300,17 @@ def write_tree(folder: Path, tree: Any, card: dict[str, Any]) -> None:
     if folder.exists():
         raise ConfigError(f"{folder}: exists already; choose another folder or delete it")
     temporary = folder.with_name(f".{folder.name}.unfinished").absolute()
-    with writing(folder):
+    with writing_anew(folder):
         temporary.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "model", tree)
-        dump_json(temporary / "card.json", card)
-        temporary.rename(folder)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / "model", tree)
+            dump_json(temporary / "card.json", card)
+            temporary.rename(folder)
+        finally:
+            # Room on a full disk. What threads of tensorstore may still write after it, the next try removes.
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_tree(folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -25,6 +25,21 @@ def writing(what: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def writing_anew(what: Path) -> Iterator[None]:
+    """As `writing`, for a folder that is no run's: nothing is there to go on from."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise TrainingError(
+            f"{what}: cannot write ({reason}). Free space, give the folder above it write permission, or choose"
+            " another place, and run the same command again."
+        ) from error
+
+
 class DamagedError(TrainingError):
     """A checkpoint is there and cannot be read."""
 

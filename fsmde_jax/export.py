@@ -58,7 +58,7 @@ from fsmde_jax.models.onnx_graph import student_graph
 from fsmde_jax.models.registry import build_student
 from fsmde_jax.models.student import IMAGE_MEAN, IMAGE_STD, STRIDE, fold_batch_norm, normalise_images
 from fsmde_jax.names import check_name
-from fsmde_jax.students import evaluations, read_student
+from fsmde_jax.students import evaluations, read_student, write_with_card
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO program
 PRECISIONS = ("float32", "float16", "int8")
@@ -112,7 +112,7 @@ def _full_card(where: str, card: dict[str, Any]) -> dict[str, Any]:
     config = meta["identity"]["config"]
     return {
         **card,
-        "model": compatible.model_of(config),
+        "model": {**compatible.model_of(config), "dtype": "float32"},  # what the file computes in
         "images": {"order": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD), "of": "values / 255"},
         "rig": "any number of cameras; pinhole intrinsics in pixels at image_size, pixel centres at integers;"
         " cam_to_ego [4, 4], camera x right, y down, z forward, ego x forward, y left, z up, metres",
@@ -167,7 +167,11 @@ def export_onnx(
         card["calibrated_on"] = f"{taken} of {len(records)} records with fingerprint {records.fingerprint}"
     for key, value in card.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    _write(out, graph.SerializeToString())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, graph.SerializeToString())
+    except OSError as error:
+        raise DataError(f"{out}: cannot write ({error.strerror}); free space or choose another place") from error
     return card
 
 
@@ -199,8 +203,7 @@ def export_stablehlo(where: str, out: str | Path, image_size: str = "") -> dict[
         **_full_card(where, card), "platforms": list(PLATFORMS), "jax": jax.__version__,
         "call": "jax.export.deserialize(file.read_bytes()).call(images, intrinsics, cam_to_ego) -> {depth, confidence}",
     }  # fmt: skip
-    _write(out.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())  # first: no file without its card
-    _write(out, bytes(exported.serialize()))
+    write_with_card(out, bytes(exported.serialize()), card)
     return card
 
 
@@ -220,14 +223,6 @@ def export_orbax(where: str, out: str | Path, image_size: str = "", *, fold_batc
         variables = {"params": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), folded)}
     checkpoint.write_tree(out, variables, card)
     return card
-
-
-def _write(out: Path, content: bytes) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, content)
-    except OSError as error:
-        raise DataError(f"{out}: cannot write ({error.strerror}); free space or choose another place") from error
 
 
 FORMATS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -57,6 +57,9 @@ class Loop:
         with StopSignal() as stop:
             if stop.reached(start):
                 raise Stopped(f"stopped before step {start + 1}; the same command goes on from there")
+            if start and self._is_due(start) and self.meta["evaluated"] < start:  # a signal came before it
+                self._evaluate(state, start)
+                clock.restart(start)
             for step in range(start + 1, steps + 1):
                 asked = time.monotonic()
                 batch = next(iterator)
@@ -74,7 +77,7 @@ class Loop:
                 if step % train.log_every == 0 or last:
                     self._log(step, metrics, clock, bar)
                 saves = signal or last or step % train.checkpoint_every == 0
-                evaluates = not signal and (last or (train.eval_every and step % train.eval_every == 0))
+                evaluates = not signal and self._is_due(step)
                 if saves or evaluates:  # what was skipped until now belongs into the checkpoint
                     self._look_at(*previous)
                     previous = None
@@ -150,6 +153,11 @@ class Loop:
         """The records of a step: those that this process has read."""
         return "\n  ".join(f"{self.records.where(int(i))}: sample {self.records[int(i)].sample_id}" for i in indices)
 
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation belongs to this step."""
+        every = self.config.train.eval_every
+        return step == self.config.train.steps or bool(every and step % every == 0)
+
     def _evaluate(self, state: TrainState, step: int) -> None:
         options = evaluate.options_from(self.config, limit=self.config.train.eval_samples)
         flat = evaluate.evaluate(self._predict_with(state), self.eval_records, options).flat()
@@ -158,6 +166,7 @@ class Loop:
         if name not in flat:  # a range without ground truth, say
             raise ConfigError(f"eval.best_metric = {name!r}: these records give only {', '.join(sorted(flat))}")
         value, best = flat[name], self.meta["best"]
+        self.meta["evaluated"] = step
         self._say(f"step {step}: {name} = {value:.4f}" + (f" (best so far {best['value']:.4f})" if best else ""))
         if np.isfinite(value) and (best is None or value < best["value"]):
             measured = best_of_what(self.config, self.eval_records)

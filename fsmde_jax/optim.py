@@ -35,7 +35,7 @@ def make_optimizer(*, weight_decay: float, clip_norm: float, encoder_lr_scale: f
     """AdamW on a parameter tree whose top-level key `backbone` (teachers: `pretrained`) holds the encoder.
 
     Its updates are those of a learning rate of 1, weight decay included, and proportional to the rate, by which the
-    train step multiplies them.
+    train step multiplies them. Its state is of the same kind whatever the arguments, so a resumed run may change them.
 
     Args:
       weight_decay: decoupled; not on vectors (biases, normalisation).
@@ -46,16 +46,15 @@ def make_optimizer(*, weight_decay: float, clip_norm: float, encoder_lr_scale: f
     def decay_mask(params: Any) -> Any:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    def labels(params: Any) -> Any:
-        names = {key: "encoder" if key in _ENCODERS else "rest" for key in params}
-        return {key: jax.tree.map(lambda _, name=names[key]: name, sub) for key, sub in params.items()}
+    # As a schedule, so that its state has the counter that older checkpoints hold.
+    adamw = optax.adamw(lambda step: 1.0, weight_decay=weight_decay, mask=decay_mask)
 
-    def adamw(scale: float) -> optax.GradientTransformation:
-        # As a schedule, so that its state has the counter that older checkpoints hold.
-        return optax.adamw(lambda step: scale, weight_decay=weight_decay, mask=decay_mask)
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = adamw.update(gradients, state, params)
+        return {
+            key: optax.tree.scale(encoder_lr_scale, entry) if key in _ENCODERS else entry
+            for key, entry in updates.items()
+        }, state
 
-    if encoder_lr_scale == 1.0:
-        update = adamw(1.0)
-    else:
-        update = optax.multi_transform({"encoder": adamw(encoder_lr_scale), "rest": adamw(1.0)}, labels)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm > 0 else update
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
+    return optax.chain(clip, optax.GradientTransformation(adamw.init, update))

@@ -7,9 +7,10 @@ A rig, by a student:
   python -m fsmde_jax.predict --checkpoint runs/nuscenes --input videos/ --rig rig.yaml --out depth/ --write npz ply
 
 Folders of images and videos are named after the cameras of the rig file (docs/custom_data.md); no LiDAR is needed. Each
-frame becomes a folder with 16-bit PNGs (metres * 256, as KITTI's), rig.npz (depth and confidence), panorama.png,
-birdseye.png and cloud.ply (the surfaces that all cameras see, each once, in the ego frame). --rerun out.rrd records all
-frames for the Rerun viewer (pip install rerun-sdk; then: rerun out.rrd).
+frame becomes a folder with 16-bit PNGs (metres * 256, as KITTI's; 0 = none, also beyond 255.99 m), rig.npz (depth and
+confidence), panorama.png, birdseye.png and cloud.ply (the surfaces that all cameras see, each once, in the ego frame).
+Videos end with the shortest of them. --rerun out.rrd records all frames for the Rerun viewer (pip install rerun-sdk;
+then: rerun out.rrd).
 
 Single images, by a teacher (Depth Anything):
   python -m fsmde_jax.predict --teacher tiny --images photos/ --out depth/            # the one in this package
@@ -22,6 +23,7 @@ get a colour bar in metres. --npy also writes the numbers, at the image's own si
 
 import argparse
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +44,10 @@ from fsmde_jax.teacher import Teacher, open_teacher
 from fsmde_jax.viz import colour, rerun_recording
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+OPTIONS = {  # of one mode alone
+    "--checkpoint": ("rig", "write", "rerun", "sample", "image_size", "keep", "max_range"),
+    "--teacher": ("size", "npy", "variant", "version", "max_depth"),
+}
 _BAR = 40  # pixels high
 
 
@@ -140,9 +146,15 @@ def _write_npy(array: np.ndarray, path: Path) -> None:
         np.save(file, array)
 
 
-def predict_folder(teacher: Teacher, images: Path, out: Path, *, size: int | None, npy: bool) -> int:
-    """Writes `<name>_depth.png` (and `.npy`) per image below `out`; returns how many images there were."""
-    found = find_images(images)
+def predict_folder(
+    teacher: Teacher, images: Path, out: Path, *, size: int | None, npy: bool, limit: int = 0
+) -> int:  # fmt: skip
+    """Writes `<name>_depth.png` (and `.npy`) per image below `out`, of the first `limit` ones (0 = all).
+
+    Returns:
+      How many images there were.
+    """
+    found = dict(itertools.islice(find_images(images).items(), limit or None))
     predict = predictor(teacher, size)
     for file, name in tqdm(
         found.items(), unit="image", disable=None, desc="predicting (a new image size compiles first)"
@@ -158,10 +170,8 @@ def predict_folder(teacher: Teacher, images: Path, out: Path, *, size: int | Non
 
 def _predict_rigs(args: argparse.Namespace) -> None:
     """The student's part of the command line."""
-    if args.teacher or args.images or args.checkpoint is None or args.input is None:
-        raise ConfigError("--checkpoint and --input belong together, and not with --teacher and --images")
-    if args.limit < 0 or not args.max_range > 0 or not 0 < args.keep <= 1:
-        raise ConfigError("expected --limit of at least 0, --max_range above 0 and --keep above 0, at most 1")
+    if not args.max_range > 0 or not 0 < args.keep <= 1:
+        raise ConfigError("expected --max_range above 0 and --keep above 0, at most 1")
     rerun = rerun_recording.checked_path(args.rerun) if args.rerun else None
     source = rig_frames.open_source(Path(args.input), args.rig, args.sample)
     size = None
@@ -180,12 +190,31 @@ def _predict_rigs(args: argparse.Namespace) -> None:
         print(f"to look at them: rerun {rerun}")
 
 
+def _check_mode(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The mode, a key of `OPTIONS`, that the flags choose, with none of the other one's (`ConfigError`)."""
+    mode = "--teacher"
+    if (args.checkpoint, args.input) != (None, None):
+        mode = "--checkpoint"
+        if args.teacher or args.images or args.checkpoint is None or args.input is None:
+            raise ConfigError("--checkpoint and --input belong together, and not with --teacher and --images")
+    elif args.teacher is None or args.images is None:
+        raise ConfigError("give --checkpoint and --input for a rig, or --teacher and --images for single images")
+    for other, names in OPTIONS.items():
+        for name in names if other != mode else ():
+            if getattr(args, name) != parser.get_default(name):
+                raise ConfigError(f"--{name}: of {other} only, not of {mode}; leave it out")
+    if args.limit < 0:
+        raise ConfigError(f"--limit {args.limit}: expected at least 0")
+    return mode
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m fsmde_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", required=True, metavar="O", help="folder for what is written")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="the first N frames or images (default all)")
     rigs = parser.add_argument_group("a rig, by a student")
     rigs.add_argument("--checkpoint", metavar="C", help="lite0 (in this package), the folder of a run, or its file")
     rigs.add_argument(
@@ -208,7 +237,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     rigs.add_argument(
         "--sample", default="", metavar="NAME", help="only this one of records, nuScenes (its token) or DDAD"
     )
-    rigs.add_argument("--limit", type=int, default=0, metavar="N", help="the first N frames only (default all)")
     rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")
     rigs.add_argument(
         "--keep", type=float, default=0.6, metavar="SHARE",
@@ -232,17 +260,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
     with exit_with_message():
-        if (args.checkpoint, args.input) != (None, None):
+        if _check_mode(parser, args) == "--checkpoint":
             _predict_rigs(args)
             return
-        if args.teacher is None or args.images is None:
-            raise ConfigError("give --checkpoint and --input for a rig, or --teacher and --images for single images")
         if not Path(args.images).exists():
             raise DataError(f"--images {args.images}: no such file or folder")
         teacher = open_teacher(args.teacher, variant=args.variant, version=args.version, max_depth=args.max_depth)
         if args.size is not None and args.size < (least := teacher.module().patch):
             raise ConfigError(f"--size {args.size}: expected at least {least} pixels")
-        count = predict_folder(teacher, Path(args.images), Path(args.out), size=args.size, npy=args.npy)
+        count = predict_folder(
+            teacher, Path(args.images), Path(args.out), size=args.size, npy=args.npy, limit=args.limit
+        )
         print(f"{count} pictures in {args.out}")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fsmde_jax import geometry
-from fsmde_jax.data import transforms
-from fsmde_jax.data.dense import UNITS_PER_METRE
+from fsmde_jax.data import dense, transforms
 from fsmde_jax.depth_model import DepthModel, Prediction
 from fsmde_jax.errors import DataError
 from fsmde_jax.rig_frames import RigFrame, Source
@@ -30,9 +30,12 @@ def predict_source(
 ) -> int:  # fmt: skip
     """Predicts every frame of `source` and writes the files of `kinds` below `out`; one frame is in memory at a time.
 
-    Files of a frame called F: `F/<camera>_depth.png`, 16 bit, metres * 256 as KITTI's, 0 = none; `F/rig.npz` with depth
-    and confidence [N, H, W] float32 of the cameras (or one array per camera, where they differ in size), names,
-    intrinsics and poses; `F/panorama.png`; `F/birdseye.png`; `F/cloud.ply`, in the ego frame.
+    Files of a frame called F: `F/<camera>_depth.png`, 16 bit, metres * 256 as KITTI's, 0 = none (also beyond 255.99 m,
+    which 16 bits do not hold); `F/rig.npz` with depth and confidence [N, H, W] float32 of the cameras (or one array per
+    camera, where they differ in size), names, intrinsics and poses; `F/panorama.png`, its colours over the depths of
+    the student's training; `F/birdseye.png`; `F/cloud.ply`, in the ego frame.
+
+    A focal length that the student does not know is warned of once, in whatever frame it comes.
 
     Args:
       keep: share of the pixels, the surest ones, that clouds show.
@@ -47,22 +50,22 @@ def predict_source(
     Raises:
       DataError: a frame cannot be read, or a file not be written. ConfigError: as `RerunRecording`.
     """
-    count = min(limit, source.count) if limit else source.count
+    expected = min((n for n in (limit, source.count) if n), default=None)  # for the bar: videos may end before it
+    warned: set[str] = set()
     recording: RerunRecording | None = None
     done = 0
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
-            tqdm(total=count, desc="predicting (the first one compiles)", unit="rig", disable=None)
+            tqdm(total=expected, desc="predicting (the first one compiles)", unit="rig", disable=None)
         )
-        for number, frame in enumerate(source.frames()):
-            if number >= count:
-                break
-            if number == 0:
-                widths = [image.shape[1] for image in frame.images]
-                for warning in model.out_of_range(frame.intrinsics, widths, frame.cameras):
+        for number, frame in enumerate(itertools.islice(source.frames(), limit or None)):
+            widths = [image.shape[1] for image in frame.images]
+            for warning in model.out_of_range(frame.intrinsics, widths, frame.cameras):
+                if warning not in warned:
                     tqdm.write(f"warning: {warning}")
-                if rerun is not None:
-                    recording = stack.enter_context(RerunRecording(rerun, max_range=max_range))
+                warned.add(warning)
+            if number == 0 and rerun is not None:
+                recording = stack.enter_context(RerunRecording(rerun, max_range=max_range))
             found = model(frame.images, frame.intrinsics, frame.cam_to_ego)
             cloud = None
             if recording is not None or {"ply", "birdseye"} & set(kinds):
@@ -71,7 +74,8 @@ def predict_source(
             try:
                 if kinds:
                     folder.mkdir(parents=True, exist_ok=True)
-                write_frame(frame, found, cloud, folder, kinds)
+                depth_range = (model.model.min_depth, model.model.max_depth)
+                write_frame(frame, found, cloud, folder, kinds, depth_range)
             except OSError as error:
                 raise DataError(
                     f"{folder}: cannot write ({error.strerror}); free space or choose another --out"
@@ -96,13 +100,19 @@ def fuse_frame(frame: RigFrame, found: Prediction, *, keep: float, max_range: fl
     )  # fmt: skip
 
 
-def write_frame(frame: RigFrame, found: Prediction, cloud: Cloud | None, folder: Path, kinds: Sequence[str]) -> None:
-    """Writes the files of one frame into `folder`, each by rename; "ply" and "birdseye" need its cloud."""
+def write_frame(
+    frame: RigFrame, found: Prediction, cloud: Cloud | None, folder: Path, kinds: Sequence[str],
+    depth_range: tuple[float, float],
+) -> None:  # fmt: skip
+    """Writes the files of one frame into `folder`, each by rename; "ply" and "birdseye" need its cloud.
+
+    `depth_range`, metres, is the panorama's scale of colours.
+    """
     depth, confidence = list(found.depth), list(found.confidence)
     if "png" in kinds:
         for name, each in zip(frame.cameras, depth, strict=True):
-            values = np.clip(np.rint(each * UNITS_PER_METRE), 1, 2**16 - 1).astype(np.uint16)
-            _write(folder / f"{name}_depth.png", functools.partial(_encode, values))
+            content = dense.encode(each)
+            _write(folder / f"{name}_depth.png", functools.partial(Path.write_bytes, data=content))
     if "npz" in kinds:
         arrays = {
             "cameras": np.array(frame.cameras), "intrinsics": frame.intrinsics, "cam_to_ego": frame.cam_to_ego,
@@ -114,7 +124,7 @@ def write_frame(frame: RigFrame, found: Prediction, cloud: Cloud | None, folder:
                 arrays |= {f"depth_{name}": d, f"confidence_{name}": c}
         _write(folder / "rig.npz", functools.partial(_save, arrays))
     if "panorama" in kinds:
-        _write(folder / "panorama.png", functools.partial(_encode, _panorama(frame, depth)[..., ::-1]))
+        _write(folder / "panorama.png", functools.partial(_encode, _panorama(frame, depth, depth_range)[..., ::-1]))
     if cloud is not None and "ply" in kinds:
         write_ply(folder / "cloud.ply", cloud)
     if cloud is not None and "birdseye" in kinds:
@@ -122,7 +132,7 @@ def write_frame(frame: RigFrame, found: Prediction, cloud: Cloud | None, folder:
         _write(folder / "birdseye.png", functools.partial(_encode, picture[..., ::-1]))
 
 
-def _panorama(frame: RigFrame, depth: list[np.ndarray]) -> np.ndarray:
+def _panorama(frame: RigFrame, depth: list[np.ndarray], depth_range: tuple[float, float]) -> np.ndarray:
     """Images and depth of all cameras at one size, and LiDAR and its error where there is some."""
     height, width = min((image.shape[:2] for image in frame.images), key=lambda size: size[1])
     size, count = (width, height), len(frame.images)
@@ -135,7 +145,8 @@ def _panorama(frame: RigFrame, depth: list[np.ndarray]) -> np.ndarray:
         points = [each.astype(np.float32) for each in frame.labels]
         transforms.rasterize(points, scale, 0.5 * scale - 0.5, known)
     yaw = np.asarray(geometry.optical_yaw(frame.cam_to_ego))
-    return panorama(images, predicted, known, frame.cameras, yaw, title=frame.name)
+    low, high = depth_range
+    return panorama(images, predicted, known, frame.cameras, yaw, min_depth=low, max_depth=high, title=frame.name)
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

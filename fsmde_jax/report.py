@@ -71,7 +71,9 @@ def _evaluations(folder: Path) -> tuple[str, str]:
         tables.append(report_page.table(["", *NAMES], rows))
         if "overall" in found.get("consistency", {}):
             tables.append(f"<p>Cross-view consistency: {found['consistency']['overall']:.4f}</p>")
-        for image in sorted(folder.glob(f"{file.stem}_*.png")):
+        for image in sorted(folder.glob("*.png")):
+            if image.stem.rpartition("_")[0] != file.stem:
+                continue  # of another evaluation, whose name may begin with this one's
             shown = cv2.imread(str(image))
             if shown is not None:
                 pictures.append(report_page.picture(shown[..., ::-1], image.stem))

@@ -1,10 +1,12 @@
 """What prediction reads: records, nuScenes, DDAD, or images or videos of a rig that a rig file describes."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from data_prep.folder import list_recording
 from data_prep.rig_yaml import Rig, read_rig
@@ -140,29 +142,32 @@ def _video(place: Path, camera: str) -> Path | None:
 
 def _of_videos(rig: Rig, names: list[str], files: dict[str, Path], rig_file: str) -> Source:
     visible = _masks(rig, names, Path(rig_file).parent)
-    counts = {}
+    claims = {}  # of the headers: a cut file has fewer frames, and some containers do not say (0 or below)
     for name, file in files.items():
         capture = cv2.VideoCapture(str(file))
-        counts[name] = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        claims[name] = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        readable = capture.read()[0]
         capture.release()
-        if counts[name] < 1:
-            raise DataError(f"{file}: not a video that can be read")
-    count = min(counts.values())
-    if max(counts.values()) != count:
-        shortest = min(counts, key=lambda name: counts[name])
-        print(f"note: the videos differ in length; frames beyond the {count} of {shortest} are left out")
+        if not readable:
+            raise DataError(f"{file}: not a video that can be read; delete or replace it")
+    count = min((claim for claim in claims.values() if claim > 0), default=0)
 
     def frames() -> Iterator[RigFrame]:
         captures = {name: cv2.VideoCapture(str(file)) for name, file in files.items()}
         try:
-            for index in range(count):
-                images = []
-                for name in names:
-                    done, image = captures[name].read()
-                    images.append(_checked(image if done else None, rig, name, f"{files[name]}, frame {index}"))
+            for index in itertools.count():
+                read = {name: captures[name].read() for name in names}
+                if ended := [name for name in names if not read[name][0]]:
+                    if len(ended) < len(names) or index < count:
+                        first = ended[0]
+                        said = f", though its header says {claims[first]}" if claims[first] > index else ""
+                        tqdm.write(f"note: {files[first]}: no frame {index}{said}; prediction ends there")
+                    return
+                images = [_checked(read[name][1], rig, name, f"{files[name]}, frame {index}") for name in names]
                 yield RigFrame(f"{index:06d}", list(names), images, *_calibration(rig, names), visible)
         finally:
             for capture in captures.values():
                 capture.release()
 
-    return Source(count, frames, f"videos of {len(names)} cameras, {count} frames")
+    said = f"{count} frames by their headers" if count else "of unknown length"
+    return Source(count, frames, f"videos of {len(names)} cameras, {said}")

@@ -37,7 +37,10 @@ class RigFrame:
 
 @dataclasses.dataclass
 class Source:
-    """A sequence of frames that are read one at a time."""
+    """A sequence of frames that are read one at a time.
+
+    `count` is how many there are; of videos only what their headers say, 0 = they do not say.
+    """
 
     count: int
     frames: Callable[[], Iterator[RigFrame]]
@@ -128,10 +131,11 @@ def dataset_at(place: Path) -> Callable[[], list[plan.Source]] | None:
 
 def _nuscenes(root: Path, version: str) -> list[plan.Source]:
     """The splits that have scenes here."""
+    tables = nuscenes.load_tables(root, version)  # once for all splits: several GB of the full dataset
     found, error = [], None
     for split in NUSCENES_SPLITS[version]:
         try:
-            found.append(nuscenes.open_split(root, version, split))
+            found.append(nuscenes.open_split(root, version, split, tables=tables))
         except DataError as problem:
             if "holds no scene of split" not in str(problem):
                 raise

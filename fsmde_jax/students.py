@@ -116,13 +116,27 @@ def write_student(workdir: str | Path, path: str | Path, *, half: bool = False) 
         "evaluations": evaluations(workdir, meta["step"], meta["identity"]),
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
+    write_with_card(path, blob, card)
+    return card
+
+
+def write_with_card(path: Path, blob: bytes, card: dict[str, Any]) -> None:
+    """Writes a new file, and its card beside it with the suffix .json; both or neither.
+
+    Raises:
+      DataError: they cannot be written.
+    """
+    beside = path.with_suffix(".json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.dump_json(path.with_suffix(".json"), card)  # first: no file without its card
-        write_atomically(path, blob)
+        write_atomically(beside, (json.dumps(card, indent=1, sort_keys=True) + "\n").encode())
+        try:
+            write_atomically(path, blob)  # second: no file without its card
+        except BaseException:  # Ctrl-C, too: the same command would refuse a card that is left
+            beside.unlink()
+            raise
     except OSError as error:
         raise DataError(f"{path}: cannot write ({error.strerror}); free space or choose another place") from error
-    return card
 
 
 def evaluations(workdir: Path, step: int, trained_as: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsmde_jax import checkpoint, compatible, students, teacher_weights
-from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models.depth_anything import VARIANTS, DepthAnything
 from fsmde_jax.models.registry import ENCODERS, build_student
@@ -252,12 +251,7 @@ def save_file(teacher: Teacher, path: str | Path, *, half: bool = False) -> None
             raise ConfigError(f"{file}: exists already; choose another name or delete it")
     blob = teacher_weights.to_safetensors(teacher.params, half=half)
     card = dataclasses.replace(teacher.card, sha256=hashlib.sha256(blob).hexdigest())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.dump_json(path.with_suffix(".json"), dataclasses.asdict(card))  # first: no file without its card
-        write_atomically(path, blob)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write ({error.strerror}); free space or choose another place") from error
+    students.write_with_card(path, blob, dataclasses.asdict(card))
 
 
 def save_teacher(teacher: Teacher, folder: str | Path) -> None:

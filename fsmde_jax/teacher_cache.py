@@ -1,6 +1,6 @@
 """Runs a frozen teacher once over all records and keeps what the student learns from in a folder beside them.
 
-  python -m fsmde_jax.teacher_cache --teacher teachers/small --records records/nuscenes/train \
+  python -m fsmde_jax.teacher_cache --teacher teachers/small --records records/nuscenes_train \
       --image_size 352x640 --out caches/nuscenes_small
 
 `data.pipeline.train_dataset(teacher_cache=...)` then adds the maps to its batches. The same command goes on where it

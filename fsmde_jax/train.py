@@ -25,7 +25,7 @@ from fsmde_jax import (
 from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import Records, shared_scenes
-from fsmde_jax.errors import ConfigError
+from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.loop import Loop, best_of_what
 from fsmde_jax.models.student import ENCODER_SCOPE
 from fsmde_jax.state import TrainState, make_predict
@@ -73,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         state, teacher = fresh_state(), None
         if distilled:
             teacher = jax.device_put(distilled.frozen, sharding.by_size(distilled.frozen, mesh))
-        meta: dict[str, Any] = {"identity": run_identity, "best": None, "skipped": 0}
+        meta: dict[str, Any] = {"identity": run_identity, "best": None, "skipped": 0, "evaluated": 0}
         iterator = iter(_dataset(config, records, mesh, distilled))
         if checkpoints.latest_step is None:
             state = _start(config, state, init_from)
@@ -87,18 +87,29 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
                 _check_teacher(saved["identity"].get("teacher"), run_identity.get("teacher"), where)
 
             state, iterator, saved = checkpoints.restore(state, iterator, check)
-            checkpoints.forget_best_after(int(state.step))
+            meta["evaluated"] = saved.get("evaluated", int(state.step))  # older runs do not say it
+            # Of this very step, too, where a signal came before its evaluation: it is made, so written, again.
+            checkpoints.forget_best_after(int(state.step) - (meta["evaluated"] < int(state.step)))
             meta["best"] = _resumed_best(saved["best"], checkpoints, config, eval_records)
             meta["skipped"] = saved.get("skipped", 0)
             print(f"resuming {workdir} at step {int(state.step)}")
         if distributed.is_main():
-            checkpoint.dump_json(workdir / "config.json", config.to_dict())
-            checkpoint.dump_json(workdir / "identity.json", run_identity)
+            _write_down(workdir / "config.json", config.to_dict())
+            _write_down(workdir / "identity.json", run_identity)
         with Writer(workdir, int(state.step) + 1, active=distributed.is_main()) as writer:
             writer.text("config", f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```")
             predict = make_predict(model, build.read_fn(config))
             loop = Loop(config, workdir, records, eval_records, predict, checkpoints, writer, meta, mesh)
             loop.run(state, iterator, lambda state, batch, step: step_fn(state, batch, rates[step - 1], teacher))
+
+
+def _write_down(path: Path, value: Any) -> None:
+    try:
+        checkpoint.dump_json(path, value)
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot write ({error.strerror}); free space, or choose another --workdir"
+        ) from error
 
 
 def _check_batch(config: ml_collections.ConfigDict) -> None:

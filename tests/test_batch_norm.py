@@ -50,6 +50,9 @@ def test_the_shift_that_is_left():
     assert set(found["net"]["norm"]) == {"bias"} and found["head"] is params["head"]
     with pytest.raises(ValueError, match="net: no convolution is known before norm"):
         fold({"net": {"other": {"kernel": kernel}, "norm": norm}}, {"net": {"norm": stats}}, {"net": 1.0})
+    biased = {"kernel": kernel, "bias": np.ones(2)}
+    with pytest.raises(ValueError, match="net/conv: has bias beside its kernel"):
+        fold({"net": {"conv": biased, "norm": norm}}, {"net": {"norm": stats}}, {"net": 1.0})
 
 
 @pytest.mark.parametrize(

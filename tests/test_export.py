@@ -1,16 +1,20 @@
 """A student's files for use elsewhere, against the student itself."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import onnx
 import pytest
 
-from fsmde_jax import depth_model, export
-from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax import checkpoint, depth_model, export
+from fsmde_jax.data import tfrecord
+from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models.registry import build_student
 from fsmde_jax.students import read_student
 from tests.exported import SIZE, compare, inputs, outputs_of
@@ -58,6 +62,10 @@ def test_a_teachers_run_is_refused_and_another_dtype_said(tmp_path, monkeypatch,
     monkeypatch.setattr(export, "read_student", lambda where: (tree, as_bfloat16, said))
     export.main(["--checkpoint", "x", "--out", str(tmp_path / "a.onnx")])
     assert "trained in bfloat16; the file computes in float32" in capsys.readouterr().out
+    export.main(["--checkpoint", "x", "--format", "orbax", "--out", str(tmp_path / "a")])
+    assert "trained in bfloat16; the file computes in float32" in capsys.readouterr().out
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert card["trained_dtype"] == "bfloat16" and build_student(**card["model"]).dtype == np.float32
     as_teacher = {**meta, "identity": {"config": {**config, "task": "teacher"}}}
     monkeypatch.setattr(export, "read_student", lambda where: (tree, as_teacher, said))
     with pytest.raises(ConfigError, match="trains a teacher"):
@@ -68,6 +76,35 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         export.export_onnx("lite0", tmp_path / "file" / "a.onnx")
+    with pytest.raises(TrainingError, match="cannot write") as error:
+        export.export_orbax("lite0", tmp_path / "file" / "a")
+    assert "choose another place" in str(error.value) and "resumes" not in str(error.value)
+
+
+def test_a_full_disk_leaves_nothing_that_forbids_the_same_command(tmp_path, monkeypatch):
+    def full(descriptor):  # the card, which is written first, fits
+        if os.fstat(descriptor).st_size > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    program = SimpleNamespace(serialize=lambda: bytes(200_000))
+    monkeypatch.setattr(jax.export, "export", lambda *args, **options: lambda *shapes: program)
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord.os, "fsync", full)
+        with pytest.raises(DataError, match=r"a\.stablehlo: cannot write \(No space left on device\)"):
+            export.export_stablehlo("lite0", tmp_path / "a.stablehlo")
+    assert list(tmp_path.iterdir()) == []
+    export.export_stablehlo("lite0", tmp_path / "a.stablehlo")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.stablehlo"]
+
+
+def test_a_full_disk_leaves_no_part_of_an_orbax_folder(tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "dump_json", full)
+    with pytest.raises(TrainingError, match=r"a: cannot write \(.*No space left on device\)"):
+        export.export_orbax("lite0", tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stablehlo_program_runs_without_the_model_code(tmp_path):

@@ -63,7 +63,8 @@ def test_updates_times_the_rates_are_adamw_under_that_schedule():
     rates = optim.learning_rates(schedule, 8)
     assert rates.dtype == np.float32 and rates.shape == (8,)
     ours = optim.make_optimizer(weight_decay=0.1, clip_norm=0.0, encoder_lr_scale=1.0)
-    reference = optax.adamw(schedule, weight_decay=0.1, mask=jax.tree.map(lambda p: p.ndim > 1, PARAMS))
+    adamw = optax.adamw(schedule, weight_decay=0.1, mask=jax.tree.map(lambda p: p.ndim > 1, PARAMS))
+    reference = optax.chain(optax.identity(), adamw)
     mine, theirs = PARAMS, PARAMS
     my_state, their_state = ours.init(mine), reference.init(theirs)
     assert jax.tree.structure(my_state) == jax.tree.structure(their_state)  # checkpoints of either can be read
@@ -72,5 +73,30 @@ def test_updates_times_the_rates_are_adamw_under_that_schedule():
         updates, my_state = ours.update(gradients, my_state, mine)
         mine = optax.apply_updates(mine, optax.tree.scale(rates[step], updates))
         updates, their_state = reference.update(gradients, their_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, theirs)
+
+
+def test_the_state_is_of_one_kind_whatever_the_options():
+    """A resumed run may clip or scale otherwise than before."""
+    plain = {"weight_decay": 0.1, "clip_norm": 1.0, "encoder_lr_scale": 1.0}
+    wanted = jax.tree.structure(optim.make_optimizer(**plain).init(PARAMS))
+    for change in ({"clip_norm": 0.0}, {"encoder_lr_scale": 0.1}, {"weight_decay": 0.0}):
+        assert jax.tree.structure(optim.make_optimizer(**{**plain, **change}).init(PARAMS)) == wanted
+
+
+def test_an_encoders_own_rate_is_optax_with_that_rate():
+    """Over steps with weight decay, against a transformation of its own for each part."""
+    ours = optim.make_optimizer(weight_decay=0.1, clip_norm=1.0, encoder_lr_scale=0.25)
+    parts = {name: optax.adamw(rate, weight_decay=0.1, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree))
+             for name, rate in (("encoder", 0.025), ("rest", 0.1))}  # fmt: skip
+    labels = {"backbone": {"w": "encoder", "b": "encoder"}, "head": {"w": "rest"}}
+    reference = optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, labels))
+    mine, theirs, state, other = PARAMS, PARAMS, ours.init(PARAMS), reference.init(PARAMS)
+    for step in range(4):
+        gradients = jax.tree.map(lambda p, step=step: p * 0.5 - step, PARAMS)
+        updates, state = ours.update(gradients, state, mine)
+        mine = optax.apply_updates(mine, optax.tree.scale(0.1, updates))
+        updates, other = reference.update(gradients, other, theirs)
         theirs = optax.apply_updates(theirs, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, theirs)

@@ -183,6 +183,42 @@ def test_what_a_cloud_leaves_out():
     assert len(pointcloud.fuse(*given, stride=4).points) < len(pointcloud.fuse(*given).points) / 12
 
 
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_surer_camera_that_shows_nothing_takes_nothing_away(stride):
+    """Beside a camera that is wholly hidden by the car the cloud is that of the others alone."""
+    sample = rooms.make(3, cameras=6, native_size=(60, 120))
+    depth = [rooms.plane(sample, i).astype(np.float32) for i in range(6)]
+    images = [np.zeros((60, 120, 3), np.uint8)] * 6
+    sure = [np.full((60, 120), 0.5, np.float32)] * 5 + [np.full((60, 120), 0.9, np.float32)]
+    k, poses = sample.intrinsics.astype(np.float64), sample.cam_to_ego.astype(np.float64)
+    alone = pointcloud.fuse(images[:5], depth[:5], sure[:5], k[:5], poses[:5], stride=stride)
+    shown = [np.ones((60, 120), bool)] * 5 + [np.zeros((60, 120), bool)]
+    cloud = pointcloud.fuse(images, depth, sure, k, poses, visible=shown, stride=stride)
+    np.testing.assert_array_equal(cloud.points, alone.points)
+    both = pointcloud.fuse(images, depth, sure, k, poses, stride=stride)
+    assert (both.camera < 5).sum() < 0.95 * len(alone.points)  # of a camera that shows its surfaces it does
+
+
+def test_a_surface_that_only_one_camera_has_within_range_stays():
+    """A circle of 62 m and a limit of 56 m of z-depth: a camera has what is more than 25.4 degrees off its axis."""
+    turns, width = np.radians([0.0, 50.0]), 201
+    k = np.array([[100 / np.tan(np.radians(40)), 0, 100], [0, 100, 0], [0, 0, 1.0]])
+    columns = (np.arange(width) - 100) / k[0, 0]
+    depth = [(62 / np.sqrt(1 + columns**2)).astype(np.float32)[None]] * 2
+    poses = np.tile(np.eye(4), (2, 1, 1))
+    for pose, turn in zip(poses, turns, strict=True):
+        c, s = np.cos(turn), np.sin(turn)
+        pose[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    sure = [np.full((1, width), share, np.float32) for share in (0.5, 0.9)]
+    images = [np.zeros((1, width, 3), np.uint8)] * 2
+    cloud = pointcloud.fuse(images, depth, sure, np.stack([k, k]), poses, max_range=56.0)
+    angles = np.degrees(np.arctan2(cloud.points[:, 1], cloud.points[:, 0]))
+    filled = set(np.floor(angles).astype(int))
+    # Both see 10 to 40 degrees: the second camera has 10 to 24.6 of them, the first one 25.4 to 40.
+    wanted = {*range(-40, -26), *range(10, 24), *range(26, 40), *range(76, 90)}
+    assert wanted <= filled and not filled & {*range(-25, 9), *range(41, 75)}
+
+
 def test_a_ply_file_holds_the_cloud(tmp_path):
     rng = np.random.default_rng(0)
     cloud = pointcloud.Cloud(
@@ -263,9 +299,22 @@ def test_a_focal_length_that_the_student_does_not_know_is_said(records, rig, tmp
         (["--checkpoint", "lite0", "--input", "nowhere"], "--input nowhere: no such folder"),
         (["--checkpoint", "lite0", "--input", "{records}", "--rig", "x.yaml"], "is a records folder"),
         (["--checkpoint", "lite0", "--input", "{records}", "--image_size", "big"], "expected HEIGHTxWIDTH"),
-        (["--checkpoint", "lite0", "--input", "{records}", "--limit", "-1"], "--limit of at least 0"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--limit", "-1"], "--limit -1: expected at least 0"),
         ([], "give --checkpoint and --input for a rig, or --teacher and --images"),
         (["--checkpoint", "lite0", "--input", "{records}", "--teacher", "tiny"], "not with --teacher"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--size", "28"], "--size: of --teacher only, not of --che"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--npy"], "--npy: of --teacher only, not of --checkpoint"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--variant", "small"], "--variant: of --teacher only"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--version", "1"], "--version: of --teacher only"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--max_depth", "9"], "--max_depth: of --teacher only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--rig", "r.yaml"], "--rig: of --checkpoint only, not of"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--write", "npz"], "--write: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--rerun", "a.rrd"], "--rerun: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--sample", "x"], "--sample: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--image_size", "32x64"], "--image_size: of --checkpoint"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--keep", "1"], "--keep: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--max_range", "9"], "--max_range: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--limit", "-1"], "--limit -1: expected at least 0"),
     ],
 )
 def test_wrong_flags_are_named(records, rig, tmp_path, flags, message, capsys):
@@ -274,6 +323,13 @@ def test_wrong_flags_are_named(records, rig, tmp_path, flags, message, capsys):
         run(*flags, "--out", tmp_path / "out")
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_first_images_of_a_folder_by_a_teacher(rig, tmp_path):
+    run("--teacher", "tiny", "--images", rig / "images", "--out", tmp_path / "out", "--size", 28, "--limit", 2)
+    camera = sorted(p.name for p in (rig / "images").iterdir())[0]
+    found = [str(p.relative_to(tmp_path / "out")) for p in sorted((tmp_path / "out").rglob("*.png"))]
+    assert found == [f"{camera}/0000_depth.png", f"{camera}/0001_depth.png"]
 
 
 def test_images_that_do_not_fit_the_rig_file_are_named(rig, tmp_path):

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from data_prep import ddad
+from fsmde_jax import export
 from tests import random_teacher, rendered
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,12 +126,43 @@ def test_commands_run_as_written(place, monkeypatch):
     assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()
     assert "trivial" in (place / "runs/world/evaluation/world_val_surround.md").read_text()
     assert (place / "runs/world/evaluation/world_val_surround_dense.md").is_file()
-    snippet = re.search(r"```python\n(import onnxruntime\n.*?)```", README, re.S)[1]
-    height, width = 32, 64  # TINY's
-    given = {
-        "images": np.zeros((2, height, width, 3), np.uint8),
-        "intrinsics": np.tile(np.eye(3, dtype="f4"), (2, 1, 1)),
-    }
     monkeypatch.chdir(place)
-    exec(snippet, given)
-    assert given["depth"].shape == (2, height, width)
+    given = arguments()
+    exec(snippets()["onnxruntime"], given)
+    assert given["depth"].shape == (2, 32, 64)
+
+
+def snippets():
+    """The README's Python, by the first module that each imports."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    return {re.match(r"import (\w+)\n", block)[1]: block for block in blocks}
+
+
+def arguments():
+    """Two views of 32x64 (`TINY`'s size) with intrinsics of a camera that every student here serves."""
+    camera = np.array([[50, 0, 31.5], [0, 50, 15.5], [0, 0, 1]], np.float32)
+    return {
+        "images": np.zeros((2, 32, 64, 3), np.uint8),
+        "intrinsics": np.tile(camera, (2, 1, 1)),
+        "cam_to_ego": np.tile(np.eye(4, dtype=np.float32), (2, 1, 1)),
+    }
+
+
+@pytest.fixture
+def quick():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_python_runs_as_written(tmp_path, monkeypatch, quick):
+    """All but onnxruntime's, whose file `test_commands_run_as_written` makes."""
+    assert sorted(snippets()) == ["fsmde_jax", "jax", "onnxruntime"]
+    monkeypatch.chdir(tmp_path)
+    views = arguments()
+    exec(snippets()["fsmde_jax"], views)
+    assert views["found"].depth.shape == views["found"].confidence.shape == (2, 32, 64)
+    export.export_stablehlo("lite0", "lite0.stablehlo", "32x64")
+    rigs = {name: value[None] for name, value in arguments().items()}
+    exec(snippets()["jax"], rigs)
+    assert rigs["found"]["depth"].shape == rigs["found"]["confidence"].shape == (1, 2, 32, 64)

@@ -49,7 +49,7 @@ def test_the_commands_run(tmp_path):
     random_teacher.write_pth(teacher.with_suffix(".pth"), random_teacher.params())
     first = ["-m", "fsmde_jax.convert", "--weights", str(teacher.with_suffix(".pth")), "--out", str(teacher)]
     subprocess.run([sys.executable, *first], cwd=tmp_path, check=True, capture_output=True)
-    swap = {"records/nuscenes/train": "records/teacher_world_train", "352x640": "32x64", "98x168": "28x56"}
+    swap = {"records/nuscenes_train": "records/teacher_world_train", "352x640": "32x64", "98x168": "28x56"}
     swap |= {"records/mine_train": "records/teacher_world_train", "records/mine_val": "records/teacher_world_val"}
     waiting = []
     for words in commands():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from configs import base
@@ -20,6 +21,7 @@ from fsmde_jax import checkpoint, loop, optim, trivial, weights
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.evaluate import EvalOptions, evaluate, evaluate_run
+from fsmde_jax.preemption import Stopped
 from fsmde_jax.train import train
 from tests import rooms
 from tests.sample_factory import make_rig, write_folder
@@ -33,17 +35,6 @@ import json, ml_collections
 def get_config():
     return ml_collections.ConfigDict(json.loads({overrides!r}))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """The runs below compile the same programs again and again, some in processes of their own."""
-    folder = str(tmp_path_factory.mktemp("xla"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    jax.config.update("jax_compilation_cache_dir", folder)
-    yield
-    del os.environ["JAX_COMPILATION_CACHE_DIR"]
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +294,38 @@ def test_a_run_told_to_stop_writes_a_checkpoint_and_goes_on_bit_for_bit(records,
     jax.tree.map(np.testing.assert_array_equal, final_parameters(workdir)[0], final_parameters(whole_run)[0])
 
 
+@pytest.mark.parametrize("step", [4, 8])
+def test_an_evaluation_that_a_signal_forestalled_is_made_up_for(records, whole_run, tmp_path, monkeypatch, step):
+    """At a step with an evaluation, and at the last one; twice, as if killed before another checkpoint was written."""
+    workdir, config = tmp_path / "run", make_config(records, **{"train.eval_every": 4, "train.checkpoint_every": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopSignal, "reached", lambda self, now: signal.SIGTERM if now == step else 0)
+        with pytest.raises(Stopped, match=f"after step {step}"):
+            train(config, workdir)
+    assert step not in losses(workdir, "eval/metric/abs_rel")
+    shutil.copytree(workdir / "checkpoints", tmp_path / "kept")
+    train(config, workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    shutil.copytree(tmp_path / "kept", workdir / "checkpoints")
+    train(config, workdir)
+    for key in ("train/loss", "eval/metric/abs_rel"):
+        assert losses(workdir, key) == losses(whole_run, key)
+    best, wanted = (checkpoint.read_parameters(run, "best") for run in (workdir, whole_run))
+    jax.tree.map(np.testing.assert_array_equal, best[0], wanted[0])
+    assert best[2] == wanted[2]
+
+
+def test_the_optimiser_may_change_on_resume_and_another_state_is_no_damage(records, whole_run, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    train(make_config(records, **{"train.steps": 9, "optim.clip_norm": 0.0, "optim.encoder_lr_scale": 0.1}), workdir)
+    assert not (workdir / "damaged").exists() and 9 in losses(workdir)
+    monkeypatch.setattr(optim, "make_optimizer", lambda **_: optax.sgd(1.0))
+    with pytest.raises(ConfigError, match=r"checkpoints/9 holds the state of another optimiser"):
+        train(make_config(records, **{"train.steps": 10}), workdir)
+    assert not (workdir / "damaged").exists()
+
+
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(records, whole_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     train(make_config(records, **{"train.eval_every": 4}), workdir)
@@ -330,7 +353,7 @@ def test_a_run_killed_again_and_again_is_the_run_that_nobody_killed(records, who
     for _ in range(60):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(timeout=rng.uniform(0.3, 1.1) * usual)
+            process.wait(timeout=rng.uniform(0.3, 1.0) * usual)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -338,7 +361,7 @@ def test_a_run_killed_again_and_again_is_the_run_that_nobody_killed(records, who
             continue
         assert process.returncode == 0
         break
-    assert kills >= 1 and process.returncode == 0
+    assert kills >= 3 and process.returncode == 0
     assert losses(workdir) == losses(whole_run)
     jax.tree.map(np.testing.assert_array_equal, final_parameters(workdir)[0], final_parameters(whole_run)[0])
 
@@ -451,6 +474,7 @@ def test_pretrained_encoder_is_where_training_starts(records, tmp_path):
     np.testing.assert_array_equal(encoder["layer4_1"]["bn2"]["bias"], tensors["layer4.1.bn2.bias"])
 
 
+@pytest.mark.slow  # test_sharding has its small instance: eight devices, and two that go on
 def test_two_devices_give_the_same_run_and_one_device_can_go_on(records, whole_run, tmp_path):
     """Data parallel over 2 virtual devices, then evaluation, fine-tuning and resume on one."""
     workdir = tmp_path / "run"

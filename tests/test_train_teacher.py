@@ -1,6 +1,8 @@
 """Training a teacher: the whole job on rooms with exact depth, resumed, evaluated, exported, opened again, adapted."""
 
+import errno
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from benchmarks import teacher_accuracy
 from configs import base, teacher_world
 from fsmde_jax import build, checkpoint, convert, evaluate
 from fsmde_jax import train as job
+from fsmde_jax.data import tfrecord
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.loop import Loop
@@ -144,6 +147,22 @@ def test_files_with_a_card_are_checked(tmp_path):
     huge = jax.tree.map(lambda leaf: leaf * 1e9, teacher.params)
     with pytest.raises(DataError, match="float16"):
         save_file(Teacher(huge, teacher.card), tmp_path / "huge.safetensors", half=True)
+
+
+def test_a_full_disk_leaves_nothing_that_forbids_the_same_command(tmp_path, monkeypatch):
+    """The card, which is written first, fits; the parameters do not."""
+
+    def full(descriptor):
+        if os.fstat(descriptor).st_size > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    teacher = Teacher(random_teacher.params(), Card("tiny"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord.os, "fsync", full)
+        with pytest.raises(DataError, match=r"t\.safetensors: cannot write \(No space left on device\)"):
+            save_file(teacher, tmp_path / "t.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    save_file(teacher, tmp_path / "t.safetensors")
 
 
 def test_the_network_is_depth_anything_on_every_view():

@@ -1,7 +1,8 @@
 """What each part of the method adds over supervised training, beside other distillation methods; fits a CPU.
 
-python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare
+python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare --phase tune
 python -m fsmde_jax.experiment --suite ablation --rig nuscenes --phase tune
+python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare
 python -m fsmde_jax.experiment --suite ablation --rig nuscenes --sweeps all
 python -m fsmde_jax.experiment --suite ablation --report docs/results
 
@@ -21,10 +22,12 @@ from typing import Any
 from fsmde_jax.experiment.suite import RigSetup, Row, Split, Suite, Sweep, swept
 from fsmde_jax.losses import baselines
 
-# Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; neither is a
-# seed of the teachers' worlds (0 and 5): a teacher that has seen these streets would know their depth.
+# Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; none is a
+# seed of the teachers' worlds (0 and 5): a teacher that has seen these streets would know their depth. The test streets
+# of the nuscenes rig were seen by earlier series, on which defaults were chosen (docs/method.md); ddad's are new.
 TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 400, 30, 60
-TRAIN_SEED, TEST_SEED = 2, 1
+TRAIN_SEED = 2
+TEST_SEED = {"nuscenes": 1, "ddad": 3}
 LABELLED = 20
 
 # Height and width, multiples of 32 (so not 64x112, which would be nuScenes' shape).
@@ -45,7 +48,7 @@ def _split(rig: str, name: str) -> Split:
     scenes = (0, TEST_SCENES) if test else (TRAIN_SCENES, VAL_SCENES)
     render = (
         f"python -m data_prep.world --rig {rig} --scenes {scenes[0]} --val_scenes {scenes[1]} --frames 1"
-        f" --seed {TEST_SEED if test else TRAIN_SEED} --image_size {height}x{width} --out {world}"
+        f" --seed {TEST_SEED[rig] if test else TRAIN_SEED} --image_size {height}x{width} --out {world}"
     )
     source = {
         "nuscenes": f"python -m data_prep.nuscenes --dataroot {world} --version v1.0-trainval",

@@ -2,7 +2,7 @@
 
 Reader's side in short::
 
-    records = open_records("records/nuscenes/train")
+    records = open_records("records/nuscenes_train")
     stream = train_dataset(records, image_size=(352, 640), batch_size=8, seed=0)
     batches = iter(to_device(stream, sharding))   # jax.Arrays, batch axis sharded; or iter(stream) for NumPy
     batch = next(batches)                         # `record_index` stays NumPy: records.where(batch["record_index"][0])

@@ -1,6 +1,6 @@
 """A folder of records: the manifest that says what is in it, and random access to its rig samples.
 
-`open_records("records/nuscenes/train")` checks the folder against its manifest and returns a `Records`; indexing it
+`open_records("records/nuscenes_train")` checks the folder against its manifest and returns a `Records`; indexing it
 gives a `schema.RigSample` with the images still encoded. Several folders, comma-separated, are read one after another
 as one set.
 """

@@ -1,7 +1,8 @@
 """Experiments: many runs of the training and the evaluation job, compared with each other over seeds.
 
-  python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare       # render and convert its records
+  python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare --phase tune    # records without test's
   python -m fsmde_jax.experiment --suite ablation --rig nuscenes --phase tune    # choose learning rates on val
+  python -m fsmde_jax.experiment --suite ablation --rig nuscenes --prepare       # now the test records, too
   python -m fsmde_jax.experiment --suite ablation --rig nuscenes                 # train all rows, measure on test
   python -m fsmde_jax.experiment --suite ablation --rig nuscenes --rows supervised ckd --sweeps label_density
   python -m fsmde_jax.experiment --suite ablation --rig nuscenes --jobs 2        # two runs at a time
@@ -99,7 +100,7 @@ def tune(suite: Suite, rig: str, rows: Sequence[str], root: Path, data: Mapping[
         values = ", ".join(f"{list(c['overrides'].values())} {c['mean']:.4f}" for c in entry["candidates"])
         print(f"{row}: {entry['chosen']} of {suite.metric} = {values}")
         ends = (entry["candidates"][0], entry["candidates"][-1])
-        if len(entry["candidates"]) > 2 and entry["chosen"] in [end["overrides"] for end in ends]:
+        if len(entry["candidates"]) > 1 and entry["chosen"] in [end["overrides"] for end in ends]:
             print(f"  note: the best of {row} is at the end of the candidates; a better one may lie beyond")
     print(f"written: {path}")
 
@@ -161,9 +162,9 @@ def job(args: argparse.Namespace) -> None:
     if not args.rig:
         raise ConfigError(f"name a rig with --rig; {suite.name} has {', '.join(suite.rigs)}")
     if args.prepare:
-        if computing or args.dry_run:
-            raise ConfigError("--prepare only makes the records and caches; it goes with --suite and --rig only")
-        inputs.prepare(suite, args.rig)
+        if args.rows or args.seeds is not None or args.sweeps or args.jobs != 1 or args.dry_run:
+            raise ConfigError("--prepare only makes records and caches; it goes with --suite, --rig and --phase only")
+        inputs.prepare(suite, args.rig, args.phase or TEST)
         return
     args.phase = args.phase or TEST
     rows, sweeps = _selected(args, suite)
@@ -222,8 +223,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("--dry_run", action="store_true", help="list the runs and what they need; compute nothing")
     made.add_argument(
-        "--prepare", action="store_true", help="make the records and teacher caches that are missing, then stop"
-    )
+        "--prepare", action="store_true",
+        help="make the records and teacher caches that are missing, then stop; with --phase tune no test records",
+    )  # fmt: skip
     made.add_argument(
         "--report", metavar="DIR", help="collect all results into DIR: JSON, Markdown, plots; trains nothing"
     )

@@ -27,13 +27,13 @@ def is_made(split: Split) -> bool:
     return place.is_file() or any((place / name).is_file() for name in names)
 
 
-def prepare(suite: Suite, rig: str) -> None:
-    """Makes a rig's records and other inputs that are missing, by the suite's command lines, each once.
+def prepare(suite: Suite, rig: str, phase: str) -> None:
+    """Makes what is missing of a phase's records and other inputs, by the suite's command lines, each once.
 
     Raises:
       DataError: a command failed.
     """
-    records, others = splits_of(suite, rig, TEST).values(), suite.rigs[rig].inputs
+    records, others = splits_of(suite, rig, phase).values(), suite.rigs[rig].inputs
     missing = [split for split in (*records, *others) if not is_made(split)]
     for command in dict.fromkeys(command for split in missing for command in split.commands):
         print(f"$ {command}", flush=True)

@@ -139,7 +139,7 @@ def choose(run_results: Iterable[tuple[Run, dict[str, Any]]], suite: Suite) -> d
 
     Returns:
       {row: {"chosen": overrides, "candidates": [{"overrides", "values", "mean", "folders"}], "config", "data",
-      "teacher"}} with the config (flat, without the candidate's keys and the seed) that they have in common.
+      "teacher", "commits"}} with the config (flat, without the candidate's keys and the seed) that they have in common.
     """
     rows: dict[str, Any] = {}
     for run, result in run_results:
@@ -150,7 +150,8 @@ def choose(run_results: Iterable[tuple[Run, dict[str, Any]]], suite: Suite) -> d
                 f" {', '.join(sorted(result['metrics']['lidar']))}"
             )
         shared = {"config": _common(run), "data": result["data"], "teacher": result["teacher"]}
-        row = rows.setdefault(run.row, {"candidates": {}, **shared})
+        row = rows.setdefault(run.row, {"candidates": {}, "commits": [], **shared})
+        row["commits"] = sorted({*row["commits"], result["commit"]})
         entry = row["candidates"].setdefault(
             label_of(run.overrides), {"overrides": dict(run.overrides), "values": [], "folders": []}
         )

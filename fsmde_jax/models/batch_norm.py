@@ -53,7 +53,7 @@ def fold(params: Params, batch_stats: Params, epsilons: Mapping[str, float]) -> 
       The same tree in which every BatchNorm has `bias` [C] alone; what changes is NumPy float64, the rest is as it was.
 
     Raises:
-      ValueError: a BatchNorm follows no convolution that is known.
+      ValueError: a BatchNorm follows no convolution that is known, or one that has more than a kernel.
     """
     return {
         name: _folded(entry, batch_stats[name], epsilons[name], name) if name in batch_stats else entry
@@ -68,6 +68,8 @@ def _folded(params: Params, stats: Params, epsilon: float, where: str) -> dict[s
         if conv not in params or norm not in left:
             continue
         left.remove(norm)
+        if extra := sorted(params[conv].keys() - {"kernel"}):
+            raise ValueError(f"{where}/{conv}: has {', '.join(extra)} beside its kernel, which folding would lose")
         mean, var = (np.asarray(stats[norm][key], np.float64) for key in ("mean", "var"))
         scale = np.asarray(params[norm]["scale"], np.float64) / np.sqrt(var + epsilon)
         found[conv] = {"kernel": np.asarray(params[conv]["kernel"], np.float64) * scale}

@@ -39,9 +39,9 @@ def fuse(
 ) -> Cloud:
     """The surfaces that N cameras see, each once.
 
-    A point that another camera sees, too - it lands on that one's image, and that one's depth there is within a factor
-    of `AGREE` - is kept of the camera that is more confident there (of equal ones the first). Where cameras disagree,
-    both stay: neither is known to be right.
+    A point that another camera shows, too - it lands on that one's image, and that one's depth there is within a factor
+    of `AGREE` and not left out itself - is kept of the camera that is more confident there (of equal ones the first).
+    Where cameras disagree, both stay: neither is known to be right.
 
     Args:
       images: N x [H, W, 3] uint8.
@@ -54,21 +54,24 @@ def fuse(
       max_range: metres of z-depth; what is beyond is left out.
       stride: takes every so many-th row and column.
     """
+    known = []  # confidence, -inf at pixels that are left out: they must not outdo those of another camera
+    for i, z in enumerate(depth):
+        keep = np.isfinite(z) & (z > 0) & (z < max_range) & (confidence[i] >= min_confidence)
+        known.append(np.where(keep if visible is None else keep & visible[i], confidence[i], -np.inf))
     points, colours, cameras = [], [], []
     for i, picture in enumerate(images):
         height, width = depth[i].shape
         rows, cols = (g.ravel() for g in np.mgrid[0:height:stride, 0:width:stride])
-        z, sure = depth[i][rows, cols].astype(np.float64), confidence[i][rows, cols]
-        keep = np.isfinite(z) & (z > 0) & (z < max_range) & (sure >= min_confidence)
-        if visible is not None:
-            keep &= visible[i][rows, cols]
-        rows, cols, z, sure = rows[keep], cols[keep], z[keep], sure[keep]
+        keep = known[i][rows, cols] > -np.inf
+        rows, cols = rows[keep], cols[keep]
+        z, sure = depth[i][rows, cols].astype(np.float64), known[i][rows, cols]
         uv = np.stack([cols, rows], -1).astype(np.float64)
         own = geometry.transform_points(cam_to_ego[i].astype(np.float64), geometry.unproject(intrinsics[i], uv, z))
         twice = np.zeros(len(own), bool)
         for j in range(len(images)):
             if j != i:
-                twice |= _better_elsewhere(own, sure, i, j, depth, confidence, intrinsics, cam_to_ego)
+                # Pixels that only `stride` skips do count: their neighbours show that surface of camera j already.
+                twice |= _better_elsewhere(own, sure, i, j, depth, known, intrinsics, cam_to_ego)
         points.append(own[~twice].astype(np.float32))
         colours.append(picture[rows[~twice], cols[~twice]])
         cameras.append(np.full(len(points[-1]), i, np.int32))
