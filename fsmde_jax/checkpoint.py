@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fsmde_jax import checksums
-from fsmde_jax.checkpoint_errors import DamagedError, reading, without_warnings, writing, writing_anew
+from fsmde_jax.checkpoint_errors import ANEW, DamagedError, reading, without_warnings, writing
 from fsmde_jax.compatible import differences
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.projector import PROJECTOR_SCOPE
@@ -300,7 +300,7 @@ def write_tree(folder: Path, tree: Any, card: dict[str, Any]) -> None:
     if folder.exists():
         raise ConfigError(f"{folder}: exists already; choose another folder or delete it")
     temporary = folder.with_name(f".{folder.name}.unfinished").absolute()
-    with writing_anew(folder):
+    with writing(folder, ANEW):
         temporary.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:

@@ -9,9 +9,18 @@ import jax
 
 from fsmde_jax.errors import FsmdeError, TrainingError
 
+RESUMES = (
+    "cannot write a checkpoint ({}); earlier ones are as they were. Free space, or give the folder write permission,"
+    " and run the same command again: it resumes."
+)
+ANEW = (  # a folder that is no run's: nothing is there to go on from
+    "cannot write ({}). Free space, give the folder above it write permission, or choose another place, and run the"
+    " same command again."
+)
+
 
 @contextlib.contextmanager
-def writing(what: Path) -> Iterator[None]:
+def writing(what: Path, message: str = RESUMES) -> Iterator[None]:
     """Turns the many kinds of errors of a failed write (tensorstore raises ValueError) into one message."""
     try:
         yield
@@ -19,25 +28,7 @@ def writing(what: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise TrainingError(
-            f"{what}: cannot write a checkpoint ({reason}); earlier ones are as they were. Free space, or give the"
-            " folder write permission, and run the same command again: it resumes."
-        ) from error
-
-
-@contextlib.contextmanager
-def writing_anew(what: Path) -> Iterator[None]:
-    """As `writing`, for a folder that is no run's: nothing is there to go on from."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise TrainingError(
-            f"{what}: cannot write ({reason}). Free space, give the folder above it write permission, or choose"
-            " another place, and run the same command again."
-        ) from error
+        raise TrainingError(f"{what}: {message.format(reason)}") from error
 
 
 class DamagedError(TrainingError):

@@ -224,7 +224,8 @@ def test_tuning_chooses_by_val_and_the_test_phase_uses_it(jobs, tmp_path, capsys
     experiment.tune(suite, "ring", ["supervised"], tmp_path, val)
     tuned = json.loads((tmp_path / "small/ring/tuned.json").read_text())
     row = tuned["rows"]["supervised"]
-    assert row["chosen"] == {"optim.lr": 3e-3}
+    assert row["chosen"] == {"optim.lr": 3e-3} and row["commits"] == ["1" * 40]
+    assert "the best of supervised is at the end of the candidates" in capsys.readouterr().out
     assert [(c["overrides"], c["mean"]) for c in row["candidates"]] == [
         ({"optim.lr": 1e-3}, 0.3),
         ({"optim.lr": 3e-3}, 0.25),

@@ -189,6 +189,19 @@ def test_one_teacher_is_one_set_of_weights(tmp_path):
     experiment_report.report(suite, tmp_path, ["ring"], tmp_path / "out")
 
 
+@pytest.mark.parametrize("commits", [["5" * 40], None])
+def test_the_commit_of_the_tuning_is_named(tmp_path, commits):
+    """Files from before do not hold it."""
+    suite = made_up_runs.suite(sweeps={})
+    _write_rows(tmp_path, suite)
+    candidate = {"overrides": {"optim.lr": 0.001}, "mean": 0.25}
+    row = {"chosen": candidate["overrides"], "candidates": [candidate], **({"commits": commits} if commits else {})}
+    (tmp_path / "small/ring/tuned.json").write_text(json.dumps({"rows": {"supervised": row}}))
+    experiment_report.report(suite, tmp_path, ["ring"], tmp_path / "out")
+    page = (tmp_path / "out/small.md").read_text()
+    assert "**lr 0.001: 0.2500**" in page and ("(commit 555555555555); the lowest" in page) == bool(commits)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": {"ckd": 1}}', '{"rows": {"ckd": {"chosen": {}}}}', "{}"])
 def test_a_damaged_tuned_json_is_named(tmp_path, content):
     suite = made_up_runs.suite(sweeps={})

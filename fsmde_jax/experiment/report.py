@@ -210,7 +210,10 @@ def _tuned(path: Path) -> dict[str, Any]:
         return {}
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return {name: {"chosen": row["chosen"], "candidates": row["candidates"]} for name, row in rows.items()}
+        return {
+            name: {"chosen": row["chosen"], "candidates": row["candidates"], "commits": row.get("commits", [])}
+            for name, row in rows.items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: damaged ({error!r}); delete it and tune again (--phase tune; its runs are not done again)"

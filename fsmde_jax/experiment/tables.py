@@ -190,7 +190,7 @@ def _curves(found: Mapping[str, Any], reference: str) -> list[str]:
 def _tuning(tuned: Mapping[str, Any]) -> list[str]:
     if not tuned:
         return []
-    commits = sorted({commit for row in tuned.values() for commit in row.get("commits", ())})
+    commits = sorted({commit for row in tuned.values() for commit in row["commits"]})
     at = f" (commit {', '.join(commit[:12] for commit in commits)})" if commits else ""
     lines = ["", "### Tuning", "", f"Candidates of each row and their val abs_rel{at}; the lowest was taken.", ""]
     width = max(len(row["candidates"]) for row in tuned.values())
