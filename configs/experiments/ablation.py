@@ -137,7 +137,7 @@ ROWS = {
 STEPS, EVAL_EVERY = SHARED["train.steps"], SHARED["train.eval_every"]
 
 # The same number for every row. A row may have candidates of its own, e.g. of a loss weight, but equally many.
-CANDIDATES = tuple({"optim.lr": lr} for lr in (1e-3, 2e-3))
+CANDIDATES = tuple({"optim.lr": lr} for lr in (1e-3, 2e-3, 4e-3, 8e-3))
 
 SWEEPS = {
     "label_density": swept(
