@@ -293,6 +293,8 @@ def _arrays(place: Path) -> Any:
 def write_tree(folder: Path, tree: Any, card: dict[str, Any]) -> None:
     """Writes arrays and a JSON card as a new folder, under a temporary name until it is whole.
 
+    The card gets the checksum of the arrays, which `read_tree` compares them with.
+
     Raises:
       ConfigError: there is something at `folder` already.
       TrainingError: it cannot be written.
@@ -306,7 +308,7 @@ def write_tree(folder: Path, tree: Any, card: dict[str, Any]) -> None:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / "model", tree)
-            dump_json(temporary / "card.json", card)
+            dump_json(temporary / "card.json", {**card, CHECKSUMS: checksums.checksums({"model": tree})})
             temporary.rename(folder)
         finally:
             # Room on a full disk. What threads of tensorstore may still write after it, the next try removes.
@@ -323,7 +325,9 @@ def read_tree(folder: Path) -> tuple[Any, dict[str, Any]]:
         raise TrainingError(f"{folder}: no card.json in it")
     with reading(folder):
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        return _arrays((folder / "model").resolve()), card
+        tree = _arrays((folder / "model").resolve())
+        checksums.check({"model": tree}, card.pop(CHECKSUMS, {}))
+    return tree, card
 
 
 def dump_json(path: Path, value: Any) -> None:

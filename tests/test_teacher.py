@@ -1,6 +1,7 @@
 """Teachers as users handle them: a weight file is converted once, opened without torch, and predicts image folders."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsmde_jax import convert, predict
+from fsmde_jax import checkpoint, convert, predict
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.models.depth_anything import DepthAnything
 from fsmde_jax.models.student import normalise_images
@@ -129,6 +130,16 @@ def test_a_folder_with_another_card_or_damaged_arrays_is_refused(weight_file, tm
     with pytest.raises(DataError, match="did you mean 'tiny'"):
         open_teacher(tmp_path / "t")
     card.write_text(whole)
+    params = open_teacher(tmp_path / "t").params
+    *_, last = jax.tree.leaves(params)
+    last.flat[-1] += 1  # numbers of another file under this card
+    checkpoint.write_tree(tmp_path / "other", params, {})
+    shutil.move(tmp_path / "t/model", tmp_path / "t/kept")
+    shutil.copytree(tmp_path / "other/model", tmp_path / "t/model")
+    with pytest.raises(DataError, match="not those that were written"):
+        open_teacher(tmp_path / "t")
+    shutil.rmtree(tmp_path / "t/model")
+    shutil.move(tmp_path / "t/kept", tmp_path / "t/model")
     for file in (tmp_path / "t/model").rglob("*"):
         if file.is_file() and file.stat().st_size > 10_000:
             file.write_bytes(file.read_bytes()[:100])
