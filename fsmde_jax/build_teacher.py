@@ -176,7 +176,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     weights = dataclasses.replace(_weights(d), expectation=config.model.expectation)
     need = needs(weights)
     method = baselines.baseline(d.baseline) if d.baseline and d.w_baseline else None
-    if weights.w_vr:
+    if weights.w_vr or (method and d.baseline == "cirkd"):
         _check_relations(weights, records, image_size, size, teacher)
     cache = _open_cache(config, records, teacher, size, need, method) if t.cache else None
     head = _teacher_bins(config) if d.bins == "learned" and need.logits else None
@@ -196,9 +196,9 @@ def _check_relations(
     weights: DistillWeights, records: Records, image_size: tuple[int, int], size: tuple[int, int], teacher: Teacher
 ) -> None:
     """That tokens are not finer than their features (`ConfigError`) and that cameras are adjacent (a warning)."""
-    stride = 2 if weights.relation == "bins" else FEATURE_STRIDE
-    student = tuple(side // stride for side in image_size)
-    theirs = student if weights.relation == "bins" else tuple(side // teacher.token_stride for side in size)
+    of_bins = weights.relation == "bins" and not weights.baseline
+    student = tuple(side // (2 if of_bins else FEATURE_STRIDE) for side in image_size)
+    theirs = student if of_bins else tuple(side // teacher.token_stride for side in size)
     if any(g > s for sides in (student, theirs) for g, s in zip(weights.tokens, sides, strict=True)):
         raise ConfigError(
             f"distill.tokens = {weights.tokens}: finer than what is compared of the student, {student}, or of the"
@@ -206,7 +206,7 @@ def _check_relations(
         )
     first = records[0]
     pairs = geometry.adjacency(first.cam_to_ego, first.intrinsics, first.image_size[:, 1])
-    if not np.asarray(pairs).any():
+    if weights.w_vr and not np.asarray(pairs).any():
         print(
             f"warning: distill.w_vr = {weights.w_vr}: no two of the cameras {records.cameras} are adjacent, so there"
             " are no relations to teach; set it to 0, or name other cameras in data.cameras",
@@ -251,7 +251,7 @@ def _open_cache(
     cache.check(records, config.data.image_size, config.augment.scale)
     if need.tokens and d.tap != 3:
         raise ConfigError(f"teacher.cache: holds tokens of the last tap, but distill.tap = {d.tap}")
-    grid = tuple(cache.manifest.tokens[:2]) if need.tokens and d.w_vr and cache.manifest.tokens else None
+    grid = tuple(cache.manifest.tokens[:2]) if need.tokens and cache.manifest.tokens else None
     if grid and grid != tuple(d.tokens):
         raise ConfigError(f"teacher.cache: holds tokens of {grid}, but distill.tokens = {d.tokens}")
     return cache

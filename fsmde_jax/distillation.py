@@ -152,16 +152,17 @@ class Distillation:
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], maps: TeacherMaps, learned: Array | None
     ) -> Signal:
         head_size, count = outputs["bin_logits"].shape[2:4], outputs["bin_logits"].shape[-1]
-        made_here = self.bins in teacher_signal.KINDS and needs(self.weights).logits
-        kind = self.bins if made_here else "soft_assign"  # which without a reader only says what views are flat
-        logits, _, mask = teacher_signal.teacher_distribution(
-            maps, batch["ego_mask"], kind=kind, head_size=head_size, num_bins=count, tau_bin=self.tau_bin,
-            centers=outputs["bin_centers"] if kind == "two_hot" else None,
-            labels=self._labels(outputs, batch, count) if kind == "aligned" else None, view_mask=batch["view_mask"],
-        )  # fmt: skip
         visible = teacher_signal.pixel_mask(batch["ego_mask"], batch["view_mask"], head_size)
-        if learned is not None:
-            logits, mask = jax.lax.stop_gradient(learned), visible
+        says = teacher_bins.varies(teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head_size), visible)
+        visible = visible & says[:, :, None, None]
+        logits, mask = None if learned is None else jax.lax.stop_gradient(learned), visible
+        if self.bins in teacher_signal.KINDS and needs(self.weights).logits:
+            logits, _, mask = teacher_signal.teacher_distribution(
+                maps, batch["ego_mask"], kind=self.bins, head_size=head_size, num_bins=count, tau_bin=self.tau_bin,
+                centers=outputs["bin_centers"] if self.bins == "two_hot" else None,
+                labels=self._labels(outputs, batch, count) if self.bins == "aligned" else None,
+                view_mask=batch["view_mask"],
+            )  # fmt: skip
         return Signal(mask, visible, logits, maps.tokens, maps.rel_inv_depth)
 
     def _enough(self, batch: Mapping[str, Array]) -> Array:
@@ -174,7 +175,7 @@ class Distillation:
 
         That is its probabilities on the anchors, which the teacher's depth is assigned to, not on its own centers:
         where the teacher agrees with the student, the target is what the student has, wherever its centers are. So
-        such a view is taught the shape, and metric scale comes from labels alone.
+        such a view is taught the shape; its level and, from a teacher of unknown shift, its contrast are the student's.
         """
         anchors = depth_bins.log_anchors(
             batch["intrinsics"], batch["depth"].shape[-1], count, depth_range=self.depth_range,
@@ -187,4 +188,4 @@ class Distillation:
         own = jax.lax.stop_gradient(depth_bins.resize_depth(own, *batch["depth"].shape[2:]))
         seen = total.label_mask({**batch, "depth": own}, **limits)
         depth, mask = (jnp.where(enough, *pair) for pair in ((batch["depth"], own), (labels, seen)))
-        return Labels(depth, mask, anchors, **limits, shift=self.shift)
+        return Labels(depth, mask, anchors, **limits, shift=self.shift, own=~enough[..., 0, 0])

@@ -36,6 +36,7 @@ class Labels(NamedTuple):
     min_depth: float
     max_depth: float
     shift: bool = True  # whether the map's shift is unknown, too (`teacher_bins.align_to_labels`)
+    own: Array | None = None  # [B, N] bool: views whose depth is what the student says
 
 
 class TeacherMaps(NamedTuple):
@@ -138,8 +139,9 @@ def teacher_distribution(
       view_mask: [B, N] bool, False = camera absent; None = all are there.
 
     Returns:
-      (logits [B, N, h, w, K] float32, nearest bin first; view_valid [B, N] bool; pixel mask [B, N, h, w] bool, False
-      also everywhere in views that are not valid). Where the pixel mask is False the logits are 0.
+      (logits [B, N, h, w, K] float32, nearest bin first; view_valid [B, N] bool, False also where the map is constant;
+      pixel mask [B, N, h, w] bool, False also everywhere in views that are not valid). Where the pixel mask is False
+      the logits are 0.
 
     Raises:
       ConfigError: an unknown kind, a negative `tau_bin`, or `two_hot` without a metric teacher's depth.
@@ -150,18 +152,19 @@ def teacher_distribution(
     if not tau_bin >= 0:
         raise ConfigError(f"tau_bin = {tau_bin}: expected a temperature above 0, or 0 for 1 / num_bins")
     visible = pixel_mask(mask, view_mask, head_size)
+    r = jax.lax.stop_gradient(teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head_size))
     if kind == "soft_assign":
-        r = jax.lax.stop_gradient(teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head_size))
         tau = tau_bin or 1.0 / num_bins
         logits, view_valid = teacher_bins.soft_assign(r, num_bins=num_bins, tau_bin=tau, mask=visible)
         return logits, view_valid, visible & view_valid[:, :, None, None]
     if kind == "aligned":
         if labels is None or labels.anchors.shape[-1] != num_bins:
             raise ValueError(f"aligned: expected labels with {num_bins} anchors, got {labels and labels.anchors.shape}")
-        r = teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head_size)
         depth, view_valid = teacher_bins.align_to_labels(
-            r, labels.depth, labels.mask, min_depth=labels.min_depth, max_depth=labels.max_depth, shift=labels.shift
-        )
+            r, labels.depth, labels.mask, min_depth=labels.min_depth, max_depth=labels.max_depth, shift=labels.shift,
+            own=labels.own,
+        )  # fmt: skip
+        view_valid = view_valid & teacher_bins.varies(r, visible)
         logits = teacher_bins.assign_depth(depth, labels.anchors, tau_bin=tau_bin or 1.0)
         visible = visible & view_valid[:, :, None, None]
         return jnp.where(visible[..., None], logits, 0.0), view_valid, visible
@@ -175,4 +178,6 @@ def teacher_distribution(
         raise ValueError(f"two_hot: expected the student's centers [B, N, 1, 1, {num_bins}] or per pixel, got {found}")
     depth = jax.lax.stop_gradient(teacher_bins.resize_rel_inv_depth(maps.depth, *head_size))
     logits = jnp.log(teacher_bins.two_hot(depth, centers))
-    return jnp.where(visible[..., None], logits, 0.0), visible.any((2, 3)), visible
+    view_valid = teacher_bins.varies(r, visible)
+    visible = visible & view_valid[:, :, None, None]
+    return jnp.where(visible[..., None], logits, 0.0), view_valid, visible

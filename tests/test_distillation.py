@@ -107,7 +107,8 @@ class Job:
         self.model = build.build_model(config)
         self.loss = build.loss_fn(config, self.distilled)
         stream = pipeline.train_dataset(
-            opened, image_size=SIZE, batch_size=config.data.batch_size, seed=0, augment=build.augment_options(config),
+            opened, image_size=tuple(config.data.image_size), batch_size=config.data.batch_size, seed=0,
+            augment=build.augment_options(config),
             clean_images=self.distilled is not None and self.distilled.cache is None,
             teacher_cache=self.distilled.cache if self.distilled else None, num_threads=0,
         )  # fmt: skip
@@ -235,8 +236,9 @@ def test_the_teacher_is_an_argument_of_the_step_and_not_baked_into_it(records):
     assert len(text) < 3_000_000  # its 6.3 million parameters would be 50 MB of text
 
 
-def test_permuting_cameras_with_their_calibration_changes_nothing(records):
-    job = Job(make_config(records, **ALL))
+@pytest.mark.parametrize("bins", ["soft_assign", "aligned"])
+def test_permuting_cameras_with_their_calibration_changes_nothing(records, bins):
+    job = Job(make_config(records, **ALL, **{"distill.bins": bins}))
     order = np.array([2, 0, 1])
     permuted = {name: value[:, order] for name, value in job.batch.items()}
     before, after = job.value_and_grad()[0], job.value_and_grad(permuted)[0]
@@ -244,8 +246,9 @@ def test_permuting_cameras_with_their_calibration_changes_nothing(records):
         assert float(after[name]) == pytest.approx(float(before[name]), rel=2e-4), name
 
 
-def test_views_dropped_or_masked_altogether_give_finite_gradients(records):
-    job = Job(make_config(records, **ALL, **{"distill.baseline": "dist"}))
+@pytest.mark.parametrize("bins", ["soft_assign", "aligned"])
+def test_views_dropped_or_masked_altogether_give_finite_gradients(records, bins):
+    job = Job(make_config(records, **ALL, **{"distill.baseline": "dist", "distill.bins": bins}))
     hidden = np.zeros_like(job.batch["ego_mask"])
     cases = [{"view_mask": np.array([[True, False, False]])}, {"ego_mask": hidden},
              {"view_mask": np.zeros((1, 3), bool)}, {"depth": np.zeros_like(job.batch["depth"])}]  # fmt: skip
@@ -272,26 +275,30 @@ def test_the_step_learns_the_teachers_bins(records):
     assert step._cache_size() == programs  # another rate is the same one
 
 
-def test_a_cache_gives_the_same_loss_as_the_teacher_in_the_step(records, tmp_path):
-    plain = {"augment.scale": (1.0, 1.0), "augment.jitter_probability": 0.0, "augment.flip": 0.0, **ALL}
+@pytest.mark.parametrize("bins", ["soft_assign", "aligned"])
+def test_a_cache_gives_the_same_loss_as_the_teacher_in_the_step(records, tmp_path, bins):
+    plain = {"augment.scale": (1.0, 1.0), "augment.jitter_probability": 0.0, "augment.flip": 0.0, **ALL,
+             "distill.bins": bins}  # fmt: skip
     on_the_fly = Job(make_config(records, **plain, **{"distill.tokens": (2, 4)}))
     opened = open_records(str(records))
     plan = teacher_cache.plan(TOY, opened, image_size=SIZE, longer_side=56, tokens=True, dtype="float32")
     teacher_cache.write_cache(TOY, opened, tmp_path / "cache", plan, batch_size=1)
     with pytest.raises(ConfigError, match=r"holds tokens of \(6, 10\), but distill.tokens = \(2, 4\)"):
         Job(make_config(records, **plain, **{"teacher.cache": str(tmp_path / "cache")}))
+    cirkd = {**plain, "distill.w_ckd": 0.0, "distill.w_vr": 0.0, "distill.baseline": "cirkd"}
+    with pytest.raises(ConfigError, match=r"holds tokens of \(6, 10\), but distill.tokens = \(2, 4\)"):
+        Job(make_config(records, **cirkd, **{"teacher.cache": str(tmp_path / "cache")}))
+    with pytest.raises(ConfigError, match=r"distill.tokens = \(6, 10\): finer than what is compared"):
+        Job(make_config(records, **cirkd, **{"distill.tokens": (6, 10)}))
     without_tokens = {**plain, "distill.w_vr": 0.0}
     cached = Job(make_config(records, **without_tokens, **{"teacher.cache": str(tmp_path / "cache")}))
     assert cached.frozen is None and "clean_images" not in cached.batch
     a, b = on_the_fly.value_and_grad()[0], cached.value_and_grad()[0]
     for name in ("ckd_prob", "ckd_cross", "silog"):
         assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3, abs=1e-4), name
+    learned = {**without_tokens, "teacher.cache": str(tmp_path / "cache"), "distill.bins": "learned"}
     with pytest.raises(ConfigError, match=r"teacher.cache: distill.bins = 'learned'"):
-        Job(
-            make_config(
-                records, **without_tokens, **{"teacher.cache": str(tmp_path / "cache"), "distill.bins": "learned"}
-            )
-        )
+        Job(make_config(records, **learned))
 
 
 def test_a_whole_run_on_cached_tokens_teaches_relations(records, tmp_path):
@@ -300,7 +307,11 @@ def test_a_whole_run_on_cached_tokens_teaches_relations(records, tmp_path):
     plan = teacher_cache.plan(TOY, opened, image_size=size, longer_side=140, tokens=True, dtype="float32")
     teacher_cache.write_cache(TOY, opened, tmp_path / "cache", plan, batch_size=1)
     changes = {**ALL, "augment.scale": (1.0, 1.0), "teacher.cache": str(tmp_path / "cache"), "train.eval_every": 2,
-               "data.image_size": size, "teacher.longer_side": 140, "distill.tokens": (6, 10)}  # fmt: skip
+               "augment.jitter_probability": 0.0, "augment.flip": 0.0, "data.image_size": size,
+               "teacher.longer_side": 140, "distill.tokens": (6, 10)}  # fmt: skip
+    cached, in_step = (Job(make_config(records, **{**changes, **more})) for more in ({}, {"teacher.cache": ""}))
+    a, b = (float(job.value_and_grad()[0]["vrkd"]) for job in (cached, in_step))
+    assert a == pytest.approx(b, rel=1e-3)
     train(make_config(records, **changes), tmp_path / "run")
     found = rows(tmp_path / "run")
     assert min(found[step][f"train/{name}"] for step in (1, 2) for name in ("vrkd", "ckd_prob", "ckd_cross")) > 0
@@ -487,6 +498,41 @@ def test_aligned_bins_of_views_without_labels_keep_the_students_scale(records):
     found, valid = teacher_bins.align_to_labels(r, few.depth, few.mask, min_depth=0.1, max_depth=80.0)
     assert np.asarray(valid)[0, 1]
     np.testing.assert_allclose(np.asarray(found)[0, 1], says, rtol=0.05)
+
+
+def says(monkeypatch, job, change):
+    """Terms of a job whose teacher's map is changed."""
+    maps = type(job.distilled.loss)._maps
+
+    def changed(self, *rest):
+        found = maps(self, *rest)
+        return found._replace(rel_inv_depth=change(found.rel_inv_depth))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(job.distilled.loss), "_maps", changed)
+        return job.value_and_grad()[0]
+
+
+@pytest.mark.parametrize("bins", ["soft_assign", "aligned", "aligned without shift", "learned", "two_hot"])
+def test_a_teacher_that_says_the_same_of_every_pixel_leaves_all_terms(records, monkeypatch, bins):
+    kind, metric = bins.split()[0], bins in ("two_hot", "aligned without shift")
+    monkeypatch.setattr(build_teacher, "open_teacher", lambda name: ToyTeacher(max_depth=40.0 if metric else None))
+    job = Job(make_config(records, **ALL, **{"distill.bins": kind, "distill.w_cross": float(kind != "two_hot")}))
+    terms = says(monkeypatch, job, lambda r: 0.0 * r + 0.1)
+    found = [float(terms[name]) for name in ("ckd_prob", "ckd_cross", "vrkd") if name in terms]
+    assert found == [0.0] * len(found) and len(found) >= 2
+
+
+def test_relations_do_not_ask_whether_depth_could_be_aligned(records, monkeypatch):
+    """A map that is larger where it is farther cannot be fitted; the tokens beside it are as good as ever."""
+    found = []
+    for w_ckd in (0.0, 1.0):
+        job = Job(make_config(records, **{"distill.bins": "aligned", "distill.w_ckd": w_ckd, "distill.w_vr": 1.0}))
+        known = np.asarray(job.batch["depth"])
+        farther = jnp.asarray(np.where(known > 0, known, known[known > 0].mean()))
+        found.append(says(monkeypatch, job, lambda _, map=farther: map))
+    assert float(found[1]["ckd_prob"]) == 0 and float(found[0]["vrkd"]) > 0
+    assert float(found[1]["vrkd"]) == pytest.approx(float(found[0]["vrkd"]), rel=1e-5)
 
 
 def test_the_crossing_leaves_out_views_whose_teacher_was_fitted_to_the_student(records, monkeypatch):

@@ -136,6 +136,10 @@ def test_two_standard_errors_and_students_t_have_marks_of_their_own(tmp_path):
     experiment_report.report(suite, tmp_path, ["ring"], tmp_path / "out")
     lines = (tmp_path / "out/small.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith("| `ckd` | 3 |"))
+    leader = next(line for line in lines if line.startswith("`ckd` has the highest mean improvement."))
+    relative = (better / base + [(0.1 + 0.001 * seed) / 5.0 for seed in range(3)]) / 5  # the other three are equal
+    percent = f"+{100 * relative.mean():.2f} ± {100 * stats.sem(relative):.2f} %"
+    assert leader.endswith(f"over each other row: `supervised` {percent} * n = 3.")  # 4.6 standard errors
     assert stats.ttest_1samp(better, 0).statistic == pytest.approx(3.4641, abs=1e-4)  # between 2 and 4.303
     assert "| -0.0200 ± 0.0058 |" in row and "| -0.101 ± 0.001 * |" in row
 

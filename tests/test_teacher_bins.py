@@ -395,6 +395,45 @@ def test_views_that_cannot_be_aligned_are_named_and_stay_finite():
         teacher_bins.align_to_labels(r, depth[:, :2], mask, min_depth=0.5, max_depth=30.0)
 
 
+@pytest.mark.parametrize("correlation", [0.3, 0.9, -0.5])
+def test_a_view_fitted_to_the_student_has_its_level_and_contrast_and_the_teachers_shape(correlation):
+    """Least squares would shrink the contrast by the correlation of the two, and refuse what is below 0."""
+    rng = np.random.default_rng(3)
+    shape = rng.normal(size=(2, 1, 1, 6, 8)).astype(np.float32)
+    r = shape[0]
+    student = correlation * shape[0] + np.sqrt(1 - correlation**2) * shape[1]
+    depth = 1 / np.clip(0.2 + 0.03 * student, 0.05, None).astype(np.float32)
+    mask, own = rng.random(depth.shape) < 0.9, np.ones((1, 1), bool)
+    limits = {"min_depth": 0.1, "max_depth": 1e6}
+    found, valid = teacher_bins.align_to_labels(r, depth, mask, **limits, own=own)
+    assert np.asarray(valid).all()
+    inverse, said = (1 / np.asarray(d, np.float64)[0, 0] for d in (found, depth))
+    weight = (mask / said**2)[0, 0]
+    moments = [
+        (mean, np.sqrt(np.average((x - mean) ** 2, weights=weight)))
+        for x in (inverse, said) for mean in [np.average(x, weights=weight)]
+    ]  # fmt: skip
+    np.testing.assert_allclose(*moments, rtol=1e-4)
+    assert np.corrcoef(inverse.ravel(), r.ravel())[0, 1] > 1 - 1e-6
+    moved, _ = teacher_bins.align_to_labels(37 * r - 5, depth, mask, **limits, own=own)
+    np.testing.assert_allclose(moved, found, rtol=1e-3)
+    labelled, _ = teacher_bins.align_to_labels(r, depth, mask, **limits, own=~own)
+    plain, _ = teacher_bins.align_to_labels(r, depth, mask, **limits)
+    np.testing.assert_array_equal(labelled, plain)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_teacher_that_is_not_finite_is_not_left_out_in_silence(shift, own):
+    r, _, depth, mask = _labelled()
+    r[0, 1, 2, 3] = np.nan
+    found, valid = teacher_bins.align_to_labels(
+        r, depth, mask, min_depth=0.5, max_depth=30.0, shift=shift, own=np.full((1, 3), own)
+    )
+    assert np.isnan(found[0, 1]).any() and np.isfinite(np.asarray(found)[0, ::2]).all()
+    assert np.asarray(valid).all()
+
+
 def test_depth_is_assigned_to_log_spaced_anchors():
     anchors = np.exp(np.linspace(np.log(1.0), np.log(32.0), 6))  # one octave apart
     depth = np.array([[[[1.0, 2.0, 2.0 * 2**0.25, 100.0]]]], np.float32)

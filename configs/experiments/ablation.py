@@ -23,11 +23,11 @@ from fsmde_jax.experiment.suite import RigSetup, Row, Split, Suite, Sweep, swept
 from fsmde_jax.losses import baselines
 
 # Scenes of one keyframe each. Test worlds have another seed than train and val worlds, so other streets; none is a
-# seed of the teachers' worlds (0 and 5): a teacher that has seen these streets would know their depth. The test streets
-# of the nuscenes rig were seen by earlier series, on which defaults were chosen (docs/method.md); ddad's are new.
+# seed of the teachers' worlds (0 and 5): a teacher that has seen these streets would know their depth. Seed 1 is spent:
+# earlier series of the nuscenes rig were measured on it, on which defaults were chosen (docs/method.md).
 TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 400, 30, 60
 TRAIN_SEED = 2
-TEST_SEED = {"nuscenes": 1, "ddad": 3}
+TEST_SEED = {"nuscenes": 4, "ddad": 3}
 LABELLED = 20
 
 # Height and width, multiples of 32 (so not 64x112, which would be nuScenes' shape).

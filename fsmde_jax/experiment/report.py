@@ -92,6 +92,7 @@ def collect(suite: Suite, rig: str, root: Path, results: Results) -> dict[str, A
         "teachers": _unique(r["teacher"] for r in everything if r["teacher"]),
         "dates": [min(r["date"] for r in everything), max(r["date"] for r in everything)],
         "rows": {truth: summaries(results, suite.rows, suite.reference, truth) for truth in truths},
+        "leader": {truth: _leader(results, shown, suite.reference, truth) for truth in truths},
         "missing": [name for name in suite.rows if name not in results],
         "chosen": {name: _chosen(suite, name, results[name]) for name in shown},
         "seconds": {name: _seconds(results[name]) for name in shown},
@@ -129,6 +130,21 @@ def _summary(own: Mapping[int, Any], base: Mapping[int, Any], truth: str) -> dic
         improvement = statistics.improvement_over_seeds(_metric(own, truth), _metric(base, truth))
         found["improvement"] = dataclasses.asdict(improvement) if improvement else None
     return found
+
+
+def _leader(results: Results, rows: Sequence[str], reference: str, truth: str) -> dict[str, Any] | None:
+    """The row with the highest mean improvement over the reference, and its improvement over each of the others, paired
+    by seed; None where nothing can be compared."""
+
+    def over(name: str, other: str) -> statistics.Difference | None:
+        return statistics.improvement_over_seeds(_metric(results[name], truth), _metric(results[other], truth))
+
+    means = {name: found.mean for name in rows if reference in rows and (found := over(name, reference))}
+    if len(means) < 2:
+        return None
+    first = max(means, key=lambda name: means[name])
+    ahead = {name: dataclasses.asdict(found) for name in means if name != first and (found := over(first, name))}
+    return {"row": first, "over": ahead}
 
 
 def _metric(rows: Mapping[int, Any], truth: str) -> dict[int, dict[str, float]]:

@@ -31,6 +31,7 @@ def page(content: Mapping[str, Any]) -> str:
             lines += ["", f"### Against {truth} ground truth", "", f"{found['titles'][truth]}; P1, metric.", ""]
             lines += _rows(found["rows"][truth], found["chosen"], reference)
             lines += ["", f"Differences to `{reference}`:", "", *_differences(found["rows"][truth], reference)]
+            lines += _leader(found["leader"][truth])
         if found["missing"]:
             lines += ["", f"Not run yet: {', '.join(found['missing'])}."]
         lines += _sweeps(found)
@@ -141,6 +142,14 @@ def _differences(rows: Mapping[str, Any], reference: str) -> list[str]:
             common = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
             body.append([f"`{row}`", common, *(difference(r["difference"].get(n), n) for n in names)])
     return table(["row", "n", *(heading(n) for n in names)], body)
+
+
+def _leader(leader: Mapping[str, Any] | None) -> list[str]:
+    """Whether the first row is ahead of every other, or only of the reference."""
+    if leader is None:
+        return []
+    listing = ", ".join(f"`{row}` {improvement(entry)}" for row, entry in leader["over"].items())
+    return ["", f"`{leader['row']}` has the highest mean improvement. Its improvement over each other row: {listing}."]
 
 
 def _sweeps(found: Mapping[str, Any]) -> list[str]:

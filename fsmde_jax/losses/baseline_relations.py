@@ -135,7 +135,8 @@ def cross_view(
 
     Source: Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022, equations
     3-5 (mini-batch pixel-to-pixel distillation, tau .1), with the views of a rig as the images of the mini-batch. The
-    paper does not remove the mean; section 5's tokens do, so that both differ in the pairs alone.
+    paper does not remove the mean; section 5's tokens do. As there, a cell's relation to itself stays in its row, which
+    section 5 leaves out.
 
     Args:
       student: [B, N, h, w, C], any float dtype.

@@ -94,7 +94,20 @@ def soft_assign(rel_inv_depth: Array, *, num_bins: int, tau_bin: float, mask: Ar
         raise ValueError(f"soft_assign: expected equal [B, N, h, w] shapes, got {rel_inv_depth.shape}, {mask.shape}")
     if num_bins < 2 or not tau_bin > 0:
         raise ValueError(f"soft_assign: num_bins must be at least 2 and tau_bin positive, got {num_bins}, {tau_bin}")
-    mask = mask.astype(bool)
+    u, view_valid = _normalised(rel_inv_depth, mask.astype(bool))
+    anchors = 1.0 - (np.arange(num_bins, dtype=np.float32) + 0.5) / num_bins
+    logits = -jnp.abs(u[..., None] - anchors) / tau_bin
+    says = mask.astype(bool) & view_valid[..., None, None]
+    return jnp.where(says[..., None], logits, 0.0), view_valid
+
+
+def varies(rel_inv_depth: Array, mask: Array) -> Array:
+    """Views [B, N] bool whose teacher says anything: those that `soft_assign` has a distribution for."""
+    return _normalised(rel_inv_depth, mask.astype(bool))[1]
+
+
+def _normalised(rel_inv_depth: Array, mask: Array) -> tuple[Array, Array]:
+    """u [B, N, h, w] of `soft_assign`, and its view_valid [B, N]."""
     flat_mask = mask.reshape(*mask.shape[:2], -1)
     r = rel_inv_depth.astype(jnp.float32).reshape(flat_mask.shape)
     any_pixel = flat_mask.any(-1, keepdims=True)
@@ -109,20 +122,21 @@ def soft_assign(rel_inv_depth: Array, *, num_bins: int, tau_bin: float, mask: Ar
     magnitude = jnp.max(jnp.abs(lowest + quantiles), -1, keepdims=True)
     view_valid = ~(spread <= _ROUNDING * magnitude)  # written so that a NaN stays a NaN
     u = jnp.clip((x - q_lo) / jnp.where(view_valid, spread, 1.0), 0.0, 1.0).reshape(mask.shape)
-    anchors = 1.0 - (np.arange(num_bins, dtype=np.float32) + 0.5) / num_bins
-    logits = -jnp.abs(u[..., None] - anchors) / tau_bin
-    says = mask & view_valid[..., None]
-    return jnp.where(says[..., None], logits, 0.0), view_valid[..., 0]
+    return u, view_valid[..., 0]
 
 
 def align_to_labels(
-    rel_inv_depth: Array, depth: Array, mask: Array, *, min_depth: float, max_depth: float, shift: bool = True
-) -> tuple[Array, Array]:
+    rel_inv_depth: Array, depth: Array, mask: Array, *, min_depth: float, max_depth: float, shift: bool = True,
+    own: Array | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
     """A teacher's map in metres, per view, in closed form; clipped to the range.
 
     With `shift`, for a relative teacher: 1 / (s r + t) with the affine map to inverse depth that fits the labels best,
     by least squares of D (s r + t) - 1 over the labels D, i.e. of the RELATIVE error of depth, under s > 0. As protocol
     P0 (docs/protocol.md) aligns, but that weighs every label alike. Nothing changes under r -> a r + b with a > 0.
+    Where the labels are the student's `own` depth, s and t give s r + t its mean and standard deviation, under the same
+    weights D^2: least squares would shrink the contrast of the map by its correlation with what the student says so
+    far, which is what it is to learn.
 
     Without, for a teacher whose map is inverse depth up to a scale: s / r, s the median of D r over the labels. A shift
     that labels of a few rows, or a student that errs, decide would bend the whole view. Nothing changes under r -> a r.
@@ -133,6 +147,7 @@ def align_to_labels(
       mask: [B, N, H, W] bool, True = valid label. What is masked is not looked at.
       min_depth, max_depth: metres.
       shift: whether r has an unknown shift as well as an unknown scale (`Teacher.shift_known`).
+      own: [B, N] bool, views whose labels are what the student says; None = no view.
 
     Returns:
       (depth [B, N, h, w] float32 metres; view_valid [B, N] bool: False where fewer than `MIN_LABELS` labels say where
@@ -146,7 +161,8 @@ def align_to_labels(
     mask = mask.astype(bool)
     r = jax.lax.stop_gradient(rel_inv_depth.astype(jnp.float32))
     d = jnp.where(mask, depth.astype(jnp.float32), 1.0)
-    inverse, fits = (_with_shift if shift else _scaled)(r, d, mask)
+    taught = jnp.zeros(mask.shape[:2], bool) if own is None else own.astype(bool)
+    inverse, fits = _with_shift(r, d, mask, taught[:, :, None, None]) if shift else _scaled(r, d, mask)
     view_valid = fits & (mask.sum((2, 3), keepdims=True) >= MIN_LABELS)
     inverse = jnp.where(view_valid, inverse, 1.0 / max_depth)
     return 1.0 / jnp.clip(inverse, 1.0 / max_depth, 1.0 / min_depth), view_valid[..., 0, 0]
@@ -161,10 +177,11 @@ def _scaled(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
     views = mask.shape[:2]
     products = jnp.where(mask, d * _at_labels(r, mask), 0.0)
     middle = masked_percentiles(products.reshape(*views, -1), mask.reshape(*views, -1), (50,))[..., None]
-    return r / jnp.where(middle > 0, middle, 1.0), middle > 0
+    fits = ~(middle <= 0)  # written so that a NaN stays a NaN
+    return r / jnp.where(fits, middle, 1.0), fits
 
 
-def _with_shift(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
+def _with_shift(r: Array, d: Array, mask: Array, own: Array) -> tuple[Array, Array]:
     """Inverse depth s r + t, and which views have such a map."""
     axes = (2, 3)
     largest = jnp.max(jnp.abs(r), axes, keepdims=True)
@@ -178,9 +195,10 @@ def _with_shift(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
     centre, level = mean(at_labels), mean(1.0 / d)
     centred = at_labels - centre
     power = mean(centred * centred)
-    varies = power > (_ROUNDING * largest) ** 2
-    scale = mean(centred / d) / jnp.where(varies, power, 1.0)
-    return level + scale * (r - centre), varies & (scale > 0)
+    differs = ~(power <= (_ROUNDING * largest) ** 2)  # written so that a NaN stays a NaN
+    power = jnp.where(differs, power, 1.0)
+    scale = jnp.where(own, jnp.sqrt(mean(jnp.square(1.0 / d - level)) / power), mean(centred / d) / power)
+    return level + scale * (r - centre), differs & (own | ~(scale <= 0))
 
 
 def assign_depth(depth: Array, anchors: Array, *, tau_bin: float) -> Array:

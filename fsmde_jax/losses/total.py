@@ -95,8 +95,8 @@ class Signal(NamedTuple):
     `fsmde_jax.distillation` makes it. A pytree; None = not needed.
     """
 
-    mask: Array  # [B, N, h, w] bool: pixels of which the teacher says something
-    visible: Array  # [B, N, h, w] bool: not the ego body, camera present
+    mask: Array  # [B, N, h, w] bool: pixels whose logits say something
+    visible: Array  # [B, N, h, w] bool: not the ego body, camera present, the teacher's map of the view not constant
     logits: Array | None = None  # [B, N, h, w, K], nearest bin first
     tokens: Array | None = None  # [B, N, h', w', C] feature map of one tap
     rel_inv_depth: Array | None = None  # [B, N, h', w'], larger = nearer
@@ -152,9 +152,10 @@ def _relation(
     pairs = relational.adjacent_pairs(
         batch["cam_to_ego"], batch["intrinsics"], width, batch["view_mask"], intra=weights.intra
     )
-    grid, mask = weights.tokens, relational.token_mask(signal.mask, weights.tokens)
+    grid, pixels = weights.tokens, signal.mask if weights.relation == "bins" else signal.visible
+    mask = relational.token_mask(pixels, grid)
     if weights.relation == "bins":
-        student, teacher = (relational.bin_tokens(z, signal.mask, grid) for z in (outputs["bin_logits"], signal.logits))
+        student, teacher = (relational.bin_tokens(z, pixels, grid) for z in (outputs["bin_logits"], signal.logits))
     else:
         student, teacher = (relational.tokens_of(x, grid) for x in (outputs["features"], signal.tokens))
     if weights.relation == "gram":
