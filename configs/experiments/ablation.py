@@ -44,17 +44,18 @@ def _split(rig: str, name: str) -> Split:
     """One split of a rendered rig: "train" and "val" from one world, "test" from another."""
     height, width = SIZES[rig]
     test = name == "test"
-    world = f"data/ablation_{rig}" + "_test" * test
+    seed = TEST_SEED[rig] if test else TRAIN_SEED
+    world = f"data/ablation_{rig}" + f"_test{seed}" * test  # other streets are never taken for these
     scenes = (0, TEST_SCENES) if test else (TRAIN_SCENES, VAL_SCENES)
     render = (
         f"python -m data_prep.world --rig {rig} --scenes {scenes[0]} --val_scenes {scenes[1]} --frames 1"
-        f" --seed {TEST_SEED[rig] if test else TRAIN_SEED} --image_size {height}x{width} --out {world}"
+        f" --seed {seed} --image_size {height}x{width} --out {world}"
     )
     source = {
         "nuscenes": f"python -m data_prep.nuscenes --dataroot {world} --version v1.0-trainval",
         "ddad": f"python -m data_prep.ddad --json {world}/ddad.json --masks {world}/masks",
     }[rig]
-    records = f"records/ablation_{rig}_{name}"
+    records = f"records/ablation_{rig}_{name}" + f"{seed}" * test
     split = "train" if name == "train" else "val"
     return Split(records, (render, f"{source} --split {split} --image_size native --out {records}"))
 
