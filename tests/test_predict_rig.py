@@ -11,10 +11,10 @@ import yaml
 
 import fsmde_jax
 from data_prep import ddad, dgp, nuscenes
-from fsmde_jax import confidence, geometry, predict, rig_frames
+from fsmde_jax import checkpoint, confidence, export, geometry, predict, rig_frames
 from fsmde_jax.data import transforms
 from fsmde_jax.data.records import open_records
-from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.errors import ConfigError, DataError, FsmdeError
 from fsmde_jax.viz import birdseye, pointcloud
 from tests import rendered, rooms
 from tests.sample_factory import write_folder
@@ -130,6 +130,26 @@ def test_wrong_models_are_named(tmp_path):
         fsmde_jax.load_model("lite0", image_size=(30, 64))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fsmde_jax.nothing
+
+
+def test_folders_that_are_no_run_are_called_what_they_are(tmp_path):
+    """Whatever opens students: no advice of a job that was not called."""
+    export.export_orbax("lite0", tmp_path / "exported")
+    checkpoint.write_tree(tmp_path / "teacher", {"params": {"a": np.zeros(2)}}, {"variant": "vits", "version": 2})
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "identity.json").write_text("{}")
+    (tmp_path / "pictures").mkdir()
+    wanted = "expected lite0, a .safetensors file of fsmde_jax.convert, or the folder of a run"
+    for name, said in {
+        "exported": f"an export of fsmde_jax.export, for other tools; it cannot be read as a student; {wanted}",
+        "teacher": f"a teacher's folder of fsmde_jax.convert; it cannot be read as a student; {wanted}",
+        "begun": "a run that has no checkpoint yet; let it train on",
+        "pictures": f"not the folder of a run (no checkpoint in checkpoints/ or best/); {wanted}",
+    }.items():
+        for read in (fsmde_jax.load_model, lambda where: export.export_onnx(where, tmp_path / "a.onnx")):
+            with pytest.raises(FsmdeError) as error:
+                read(str(tmp_path / name))
+            assert str(error.value) == f"{tmp_path / name}: {said}"
 
 
 def test_importing_the_package_loads_no_jax():
