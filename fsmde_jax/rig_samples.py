@@ -1,7 +1,7 @@
 """Frames of a rig from records, or straight from nuScenes and DDAD as they were downloaded."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -95,29 +95,36 @@ def of_records(records: Records, sample: str = "") -> Source:
     Raises:
       DataError: there is none of that name.
     """
-    chosen: Sequence[int] = range(len(records))
-    if sample:
-        chosen = [i for i in chosen if records[i].sample_id == sample][:1]
-        if not chosen:
+    found: tuple[int, RigSample] | None = None
+    if sample:  # names are in the records alone: one after the other, and no further than to the one that is wanted
+        found = next(((i, r) for i, r in enumerate(records) if r.sample_id == sample), None)
+        if found is None:
             raise DataError(f"--sample {sample}: none of the {len(records)} records is called so")
+    count = 1 if found else len(records)
 
     def frames() -> Iterator[RigFrame]:
-        for index in chosen:
-            if (frame := of_sample(records[index], records.where(index))) is not None:
+        for index, record in [found] if found else enumerate(records):
+            if (frame := of_sample(record, records.where(index))) is not None:
                 yield frame
 
-    return Source(len(chosen), frames, f"{len(chosen)} records")
+    return Source(count, frames, f"{count} records")
 
 
-def dataset_at(place: Path) -> Callable[[], list[plan.Source]] | None:
-    """What opens the splits of the nuScenes folder (with one version of its tables), version folder or DGP index at
-    `place`; None = there is none of these.
+def is_dgp(place: Path) -> bool:
+    """Whether `place` is a file that may be the index of DDAD (or other DGP data)."""
+    return place.is_file() and place.suffix == ".json"
+
+
+def dataset_at(place: Path, masks: ddad.MaskSets | None = None) -> Callable[[], list[plan.Source]] | None:
+    """What opens the splits of the nuScenes folder (with one version of its tables), version folder or DGP index (with
+    the self-occlusion `masks`) at `place`; None = there is none of these.
 
     Raises:
       ConfigError: a nuScenes folder with several versions.
     """
-    if place.is_file() and place.suffix == ".json":
-        return lambda: [ddad.open_split(place, split) for split, scenes in dgp.scene_files(place).items() if scenes]
+    if is_dgp(place):
+        filled = [split for split, scenes in dgp.scene_files(place).items() if scenes]
+        return lambda: [ddad.open_split(place, split, masks=masks) for split in filled]
     if not place.is_dir():
         return None
     versions = [name for name in NUSCENES_SPLITS if (place / name / "sample.json").is_file()]

@@ -362,9 +362,6 @@ def test_images_that_do_not_fit_the_rig_file_are_named(rig, tmp_path):
     source = rig_frames.open_source(place, str(tmp_path / "rig" / "rig.yaml"))
     with pytest.raises(DataError, match=rf"{name}/0001.png: 40x96 pixels, but .* says 48x96 for camera {name}"):
         list(source.frames())
-    (place / name / "0001.png").unlink()
-    with pytest.raises(DataError, match=r"no image 000[12]\.\* of camera"):
-        list(rig_frames.open_source(place, str(tmp_path / "rig" / "rig.yaml")).frames())
     (tmp_path / "rig" / "videos" / f"{name}.avi").write_bytes(b"no video")
     with pytest.raises(DataError, match=rf"{name}.avi: not a video"):
         rig_frames.open_source(tmp_path / "rig" / "videos", str(tmp_path / "rig" / "rig.yaml"))
