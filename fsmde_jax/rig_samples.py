@@ -20,7 +20,10 @@ NUSCENES_SPLITS = {
 
 @dataclasses.dataclass
 class RigFrame:
-    """One moment of a rig. `lidar` are measured points [P, 3] metres in the ego frame, where there are any."""
+    """One moment of a rig: cameras fire at their own times, within a tenth of a second or so.
+
+    Its reference is the ego frame at the first camera's time. `cam_to_reference` leads there, `lidar` lies in it.
+    """
 
     name: str
     cameras: list[str]  # ring order
@@ -28,11 +31,21 @@ class RigFrame:
     intrinsics: np.ndarray  # [N, 3, 3] pixels at the images' sizes
     cam_to_ego: np.ndarray  # [N, 4, 4]
     visible: list[np.ndarray] | None = None  # N x [H, W] bool, False = the car's own body
-    lidar: np.ndarray | None = None
+    lidar: np.ndarray | None = None  # measured points [P, 3] metres in the reference
     labels: list[np.ndarray] | None = None  # N x [P_i, 3]: u, v at the images' sizes, metres
-    ego_to_global: np.ndarray | None = None  # [4, 4] of the first camera's time, where the car's way is known
+    ego_to_global: np.ndarray | None = None  # [N, 4, 4], each at its camera's time, where the car's way is known
     time_us: int | None = None
     scene: str = ""  # name of the drive
+
+    @property
+    def cam_to_reference(self) -> np.ndarray:
+        """[N, 4, 4]: each camera, at its own time, to the ego frame at the first camera's time.
+
+        What stands still lies in one place then, whichever camera saw it. `cam_to_ego` where no poses are known.
+        """
+        if self.ego_to_global is None:
+            return self.cam_to_ego
+        return geometry.invert_rigid(self.ego_to_global[0]) @ self.ego_to_global @ self.cam_to_ego
 
 
 @dataclasses.dataclass
@@ -64,28 +77,24 @@ def of_sample(sample: RigSample, where: str) -> RigFrame | None:
         uvz = sample.points[i].astype(np.float64)
         scale = np.array([size[1] / native[1], size[0] / native[0]])
         points.append(np.concatenate([(uvz[:, :2] + 0.5) * scale - 0.5, uvz[:, 2:]], 1))
-    return RigFrame(
+    ego_to_global = sample.ego_to_global[present].astype(np.float64)
+    ego_to_global[:, :3, 3] += sample.global_origin
+    frame = RigFrame(
         sample.sample_id, [sample.camera_names[i] for i in present], images,
         sample.intrinsics[present].astype(np.float64), sample.cam_to_ego[present].astype(np.float64), visible,
-        _measured(sample, present), points, _pose(sample, present[0]),
-        sample.timestamp_us or None, sample.scene,
+        labels=points, ego_to_global=ego_to_global, time_us=sample.timestamp_us or None, scene=sample.scene,
     )  # fmt: skip
+    frame.lidar = _measured(sample, present, frame.cam_to_reference)
+    return frame
 
 
-def _pose(sample: RigSample, camera: int) -> np.ndarray:
-    pose = sample.ego_to_global[camera].astype(np.float64)
-    pose[:3, 3] += sample.global_origin
-    return pose
-
-
-def _measured(sample: RigSample, present: list[int]) -> np.ndarray:
-    """LiDAR points [P, 3] of a record in the ego frame (of each camera's own time)."""
+def _measured(sample: RigSample, present: list[int], cam_to_reference: np.ndarray) -> np.ndarray:
+    """LiDAR points [P, 3] of a record's cameras `present`, in the frame that `cam_to_reference` [N, 4, 4] leads to."""
     native = sample.native_intrinsics
     found = [np.zeros((0, 3))]
-    for i in present:
+    for i, pose in zip(present, cam_to_reference, strict=True):
         uvz = sample.points[i].astype(np.float64)
-        own = geometry.unproject(native[i], uvz[:, :2], uvz[:, 2])
-        found.append(geometry.transform_points(sample.cam_to_ego[i].astype(np.float64), own))
+        found.append(geometry.transform_points(pose, geometry.unproject(native[i], uvz[:, :2], uvz[:, 2])))
     return np.concatenate(found)
 
 

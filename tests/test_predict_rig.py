@@ -288,7 +288,7 @@ def test_every_input_gives_every_file(model, records, rig, tmp_path, kind, capsy
     png = cv2.imread(str(frames[0] / f"{cameras[0]}_depth.png"), cv2.IMREAD_UNCHANGED)
     assert png.dtype == np.uint16
     np.testing.assert_allclose(png / 256, found["depth"][0], atol=1 / 256)
-    for name in ("panorama.png", "birdseye.png"):
+    for name in ("panorama.png", "birdseye.png", *(f"{camera}_depth_color.png" for camera in cameras)):
         assert cv2.imread(str(frames[1] / name)).std() > 5
     assert (frames[1] / "cloud.ply").stat().st_size > 10_000
     assert not [p for p in (tmp_path / "out").rglob(".*")]
@@ -334,6 +334,14 @@ def test_a_focal_length_that_the_student_does_not_know_is_said(records, rig, tmp
         (["--teacher", "tiny", "--images", "{rig}/images", "--image_size", "32x64"], "--image_size: of --checkpoint"),
         (["--teacher", "tiny", "--images", "{rig}/images", "--keep", "1"], "--keep: of --checkpoint only"),
         (["--teacher", "tiny", "--images", "{rig}/images", "--max_range", "9"], "--max_range: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--stride", "2"], "--stride: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--masks", "m"], "--masks: of --checkpoint only"),
+        (["--teacher", "tiny", "--images", "{rig}/images", "--mask_set", "0"], "--mask_set: of --checkpoint only"),
+        (
+            ["--checkpoint", "lite0", "--input", "{records}", "--masks", "m"],
+            "--masks m: of DDAD's index (ddad.json) only",
+        ),
+        (["--checkpoint", "lite0", "--input", "{records}", "--stride", "0"], "--stride at least 1"),
         (["--teacher", "tiny", "--images", "{rig}/images", "--limit", "-1"], "--limit -1: expected at least 0"),
     ],
 )
