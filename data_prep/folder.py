@@ -18,6 +18,7 @@ from data_prep.poses import Poses, read_poses
 from data_prep.rig_yaml import TIME_UNITS, Rig, RigCamera, read_rig
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 
+NEEDS_TIMES = "`match: nearest` needs times; name the files by timestamp or add timestamps.csv"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -91,7 +92,7 @@ def match_images(rig: Rig, camera: str, images: Recording, sweep: Path, time_us:
         )
     if images.times_us is None or time_us is None:
         folder = sweep.parent if time_us is None else images.paths[0].parent
-        raise DataError(f"{folder}: `match: nearest` needs times; name the files by timestamp or add timestamps.csv")
+        raise DataError(f"{folder}: {NEEDS_TIMES}")
     index = int(np.abs(images.times_us - time_us).argmin())
     distance = abs(int(images.times_us[index]) - time_us) / 1000
     if distance > rig.tolerance_ms:

@@ -72,17 +72,23 @@ def _libjpeg_warnings() -> Iterator[list[str]]:
                         os.write(2, line.encode())
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
+def decode_image(
+    data: bytes, where: str, advice: str = "get this file again, or leave the sample out with --on_error skip"
+) -> np.ndarray:
     """Decodes JPEG or PNG bytes to [H, W, 3] uint8 RGB.
 
     OpenCV fills the damaged or missing part of a JPEG with grey and goes on; its JPEG library only prints a warning.
     Any such warning is an error here (`_libjpeg_warnings`). Pillow shows no warnings at all, but raises where the end
     is missing; it is asked, too, where a JPEG does not end with its end marker.
 
+    Args:
+      data: the file's content.
+      where: its name, for messages.
+      advice: what to do about a damaged file.
+
     Raises:
       DataError: not an image, truncated, damaged, or turned by an EXIF tag (calibration would not fit).
     """
-    advice = "get this file again, or leave the sample out with --on_error skip"
     if not data:
         raise DataError(f"{where}: the image file is empty; {advice}")
     try:
@@ -148,9 +154,8 @@ def prepare_image(
     return encode_jpeg(resized, quality), (height, width)
 
 
-@functools.lru_cache(maxsize=128)
-def prepare_mask(path: str, native_size: tuple[int, int]) -> bytes:
-    """Ego-body mask of a record: 1-bit PNG (255 = visible, 0 = own body), or b"" where everything is visible.
+def read_mask(path: str, native_size: tuple[int, int]) -> np.ndarray:
+    """Ego-body mask [H, W] uint8 from its file: 255 = visible, 0 = own body.
 
     Raises:
       DataError: missing, damaged, of another size than the images, or with values between 0 and 255.
@@ -168,6 +173,13 @@ def prepare_mask(path: str, native_size: tuple[int, int]) -> bytes:
         )
     if not np.all((mask == 0) | (mask == 255)):
         raise DataError(f"{path}: mask values must be 255 (visible) or 0 (own body), found others; threshold it first")
+    return mask
+
+
+@functools.lru_cache(maxsize=128)
+def prepare_mask(path: str, native_size: tuple[int, int]) -> bytes:
+    """Ego-body mask of a record: 1-bit PNG, or b"" where everything is visible (errors as `read_mask`)."""
+    mask = read_mask(path, native_size)
     if mask.all():
         return b""
     out = io.BytesIO()

@@ -7,10 +7,11 @@ A rig, by a student:
   python -m fsmde_jax.predict --checkpoint runs/nuscenes --input videos/ --rig rig.yaml --out depth/ --write npz ply
 
 Folders of images and videos are named after the cameras of the rig file (docs/custom_data.md); no LiDAR is needed. Each
-frame becomes a folder with 16-bit PNGs (metres * 256, as KITTI's; 0 = none, also beyond 255.99 m), rig.npz (depth and
-confidence), panorama.png, birdseye.png and cloud.ply (the surfaces that all cameras see, each once, in the ego frame).
-Videos end with the shortest of them. --rerun out.rrd records all frames for the Rerun viewer (pip install rerun-sdk;
-then: rerun out.rrd).
+frame becomes a folder with 16-bit PNGs (metres * 256, as KITTI's; 0 = none, also beyond 255.99 m), colour PNGs,
+rig.npz (depth and confidence), panorama.png, birdseye.png and cloud.ply (the surfaces that all cameras see, each once,
+in the ego frame at the first camera's time). That is 140 MB for six images of 1600x900; --write chooses. Videos
+end with the shortest of them. --rerun out.rrd records all frames for the Rerun viewer (pip install rerun-sdk; then:
+rerun out.rrd).
 
 Single images, by a teacher (Depth Anything):
   python -m fsmde_jax.predict --teacher tiny --images photos/ --out depth/            # the one in this package
@@ -45,7 +46,18 @@ from fsmde_jax.viz import colour, rerun_recording
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 OPTIONS = {  # of one mode alone
-    "--checkpoint": ("rig", "write", "rerun", "sample", "image_size", "keep", "max_range"),
+    "--checkpoint": (
+        "rig",
+        "write",
+        "rerun",
+        "sample",
+        "masks",
+        "mask_set",
+        "image_size",
+        "keep",
+        "max_range",
+        "stride",
+    ),
     "--teacher": ("size", "npy", "variant", "version", "max_depth"),
 }
 _BAR = 40  # pixels high
@@ -170,10 +182,10 @@ def predict_folder(
 
 def _predict_rigs(args: argparse.Namespace) -> None:
     """The student's part of the command line."""
-    if not args.max_range > 0 or not 0 < args.keep <= 1:
-        raise ConfigError("expected --max_range above 0 and --keep above 0, at most 1")
+    if not args.max_range > 0 or not 0 < args.keep <= 1 or args.stride < 1:
+        raise ConfigError("expected --max_range above 0, --keep above 0, at most 1, and --stride at least 1")
     rerun = rerun_recording.checked_path(args.rerun) if args.rerun else None
-    source = rig_frames.open_source(Path(args.input), args.rig, args.sample)
+    source = rig_frames.open_source(Path(args.input), args.rig, args.sample, args.masks, args.mask_set)
     size = None
     if args.image_size:
         if not (found := re.fullmatch(r"(\d+)x(\d+)", args.image_size)):
@@ -183,7 +195,7 @@ def _predict_rigs(args: argparse.Namespace) -> None:
     print(f"{model.said}, at {model.image_size[0]}x{model.image_size[1]}; {source.what}")
     count = predict_rig.predict_source(
         model, source, Path(args.out), kinds=args.write, keep=args.keep, max_range=args.max_range,
-        limit=args.limit, rerun=rerun,
+        stride=args.stride, limit=args.limit, rerun=rerun,
     )  # fmt: skip
     print(f"{count} frames" + f" in {args.out}" * bool(args.write))
     if rerun:
@@ -232,17 +244,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rerun",
         default="",
         metavar="out.rrd",
-        help="also a recording for the Rerun viewer, about 3 MB a frame (8 at 1600x900)",
+        help="also a recording for the Rerun viewer, about 3 MB a frame (9 at 1600x900)",
     )
     rigs.add_argument(
         "--sample", default="", metavar="NAME", help="only this one of records, nuScenes (its token) or DDAD"
     )
+    rigs.add_argument(
+        "--masks", default="", metavar="DIR", help="of ddad.json: self-occlusion masks, as data_prep.ddad's"
+    )
+    rigs.add_argument("--mask_set", metavar="SET", help="of ddad.json: one set of the masks for all scenes")
     rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")
     rigs.add_argument(
         "--keep", type=float, default=0.6, metavar="SHARE",
         help="share of the pixels, the surest ones, that clouds show (default 0.6)",
     )  # fmt: skip
     rigs.add_argument("--max_range", type=float, default=60.0, metavar="M", help="of clouds, metres (default 60)")
+    rigs.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="clouds take every N-th row and column (default 1)"
+    )
     single = parser.add_argument_group("single images, by a teacher")
     single.add_argument(
         "--teacher",

@@ -11,35 +11,41 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import geometry
+from fsmde_jax import disk, geometry
 from fsmde_jax.data import dense, transforms
 from fsmde_jax.depth_model import DepthModel, Prediction
 from fsmde_jax.errors import DataError
 from fsmde_jax.rig_frames import RigFrame, Source
 from fsmde_jax.viz.birdseye import birdseye
-from fsmde_jax.viz.panorama import panorama
+from fsmde_jax.viz.colour import colour_depth
+from fsmde_jax.viz.panorama import colour_scale, panorama
 from fsmde_jax.viz.pointcloud import Cloud, fuse, surest, write_ply
 from fsmde_jax.viz.rerun_recording import RerunRecording
 
-KINDS = ("png", "npz", "panorama", "birdseye", "ply")
+KINDS = ("png", "color", "npz", "panorama", "birdseye", "ply")
 
 
 def predict_source(
     model: DepthModel, source: Source, out: Path, *, kinds: Sequence[str] = KINDS, keep: float = 0.6,
-    max_range: float = 60.0, limit: int = 0, rerun: Path | None = None,
+    max_range: float = 60.0, stride: int = 1, limit: int = 0, rerun: Path | None = None,
 ) -> int:  # fmt: skip
     """Predicts every frame of `source` and writes the files of `kinds` below `out`; one frame is in memory at a time.
 
     Files of a frame called F: `F/<camera>_depth.png`, 16 bit, metres * 256 as KITTI's, 0 = none (also beyond 255.99 m,
-    which 16 bits do not hold); `F/rig.npz` with depth and confidence [N, H, W] float32 of the cameras (or one array per
-    camera, where they differ in size), names, intrinsics and poses; `F/panorama.png`, its colours over the depths of
-    the student's training; `F/birdseye.png`; `F/cloud.ply`, in the ego frame.
+    which 16 bits do not hold); `F/<camera>_depth_color.png`, red = near; `F/rig.npz` with depth and confidence
+    [N, H, W] float32 of the cameras (or one array per camera, where they differ in size), names, intrinsics and poses;
+    `F/panorama.png`; `F/birdseye.png`; `F/cloud.ply`. All colours are over the depths of the student's training.
 
-    A focal length that the student does not know is warned of once, in whatever frame it comes.
+    Cloud, bird's-eye view with its LiDAR, and recording lie in the ego frame at the first camera's time: where the data
+    says how the car moved, what stands still is in one place for cameras of other times (`RigFrame.cam_to_reference`).
+
+    A focal length that the student does not know is warned of once, in whatever frame it comes. After the first frame
+    one line says how much disk all of them will take.
 
     Args:
       keep: share of the pixels, the surest ones, that clouds show.
       max_range: of clouds, metres of z-depth.
+      stride: clouds take every so many-th row and column.
       limit: the first so many frames; 0 = all.
       rerun: .rrd file of all frames for the Rerun viewer; it is there when the last frame is done, what there is of it
         before as .partial.rrd where an error or Ctrl-C came between.
@@ -48,7 +54,8 @@ def predict_source(
       How many frames there were.
 
     Raises:
-      DataError: a frame cannot be read, or a file not be written. ConfigError: as `RerunRecording`.
+      DataError: a frame cannot be read, a file not be written, or all frames would not fit on the disk.
+      ConfigError: as `RerunRecording`.
     """
     expected = min((n for n in (limit, source.count) if n), default=None)  # for the bar: videos may end before it
     warned: set[str] = set()
@@ -69,67 +76,87 @@ def predict_source(
             found = model(frame.images, frame.intrinsics, frame.cam_to_ego)
             cloud = None
             if recording is not None or {"ply", "birdseye"} & set(kinds):
-                cloud = fuse_frame(frame, found, keep=keep, max_range=max_range)
+                cloud = fuse_frame(frame, found, keep=keep, max_range=max_range, stride=stride)
             folder = out / re.sub(r"[^\w.-]", "_", frame.name)
+            written = {}
             try:
                 if kinds:
                     folder.mkdir(parents=True, exist_ok=True)
-                depth_range = (model.model.min_depth, model.model.max_depth)
-                write_frame(frame, found, cloud, folder, kinds, depth_range)
+                    depth_range = (model.model.min_depth, model.model.max_depth)
+                    written[out] = write_frame(frame, found, cloud, folder, kinds, depth_range)
             except OSError as error:
                 raise DataError(
                     f"{folder}: cannot write ({error.strerror}); free space or choose another --out"
                 ) from error
             if recording is not None and cloud is not None:
+                pose = None if frame.ego_to_global is None else frame.ego_to_global[0]
                 recording.log(
-                    number, frame.cameras, frame.images, list(found.depth), frame.intrinsics, frame.cam_to_ego, cloud,
-                    lidar=frame.lidar, ego_to_global=frame.ego_to_global, time_us=frame.time_us,
-                    scene=frame.scene,
+                    number, frame.cameras, frame.images, list(found.depth), frame.intrinsics, frame.cam_to_reference,
+                    cloud, lidar=frame.lidar, ego_to_global=pose, time_us=frame.time_us, scene=frame.scene,
                 )  # fmt: skip
+            if number == 0 and rerun is not None:  # under a temporary name so far
+                parts = [file for file in rerun.parent.iterdir() if file.name.startswith(f".{rerun.stem}.")]
+                written[rerun] = sum(file.stat().st_size for file in parts)
+            if number == 0 and written and expected != 1:
+                tqdm.write(disk.estimate(written, expected, replaced=[out] if kinds else []))
             done += 1
             bar.update()
     return done
 
 
-def fuse_frame(frame: RigFrame, found: Prediction, *, keep: float, max_range: float) -> Cloud:
-    """The cloud of one frame: the `keep` surest pixels within `max_range` metres."""
+def fuse_frame(frame: RigFrame, found: Prediction, *, keep: float, max_range: float, stride: int = 1) -> Cloud:
+    """The cloud of one frame, in its reference: the `keep` surest pixels within `max_range` metres."""
     confidence = list(found.confidence)
     return fuse(
-        frame.images, list(found.depth), confidence, frame.intrinsics, frame.cam_to_ego, visible=frame.visible,
-        min_confidence=surest(confidence, keep), max_range=max_range,
+        frame.images, list(found.depth), confidence, frame.intrinsics, frame.cam_to_reference, visible=frame.visible,
+        min_confidence=surest(confidence, keep), max_range=max_range, stride=stride,
     )  # fmt: skip
 
 
 def write_frame(
     frame: RigFrame, found: Prediction, cloud: Cloud | None, folder: Path, kinds: Sequence[str],
     depth_range: tuple[float, float],
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Writes the files of one frame into `folder`, each by rename; "ply" and "birdseye" need its cloud.
 
-    `depth_range`, metres, is the panorama's scale of colours.
+    `depth_range`, metres, is the scale of colours.
+
+    Returns:
+      How many bytes they have.
     """
     depth, confidence = list(found.depth), list(found.confidence)
-    if "png" in kinds:
-        for name, each in zip(frame.cameras, depth, strict=True):
-            content = dense.encode(each)
-            _write(folder / f"{name}_depth.png", functools.partial(Path.write_bytes, data=content))
+    files: list[Path] = []
+
+    def write(name: str, content: Callable[[Path], object]) -> None:
+        files.append(folder / name)
+        _write(files[-1], content)
+
+    for name, each in zip(frame.cameras, depth, strict=True):
+        if "png" in kinds:
+            write(f"{name}_depth.png", functools.partial(Path.write_bytes, data=dense.encode(each)))
+        if "color" in kinds:
+            shown = colour_depth(each, *colour_scale(*depth_range))
+            write(f"{name}_depth_color.png", functools.partial(_encode, shown))
     if "npz" in kinds:
         arrays = {
             "cameras": np.array(frame.cameras), "intrinsics": frame.intrinsics, "cam_to_ego": frame.cam_to_ego,
         }  # fmt: skip
+        if frame.ego_to_global is not None:
+            arrays["ego_to_global"] = frame.ego_to_global
         if isinstance(found.depth, np.ndarray):
             arrays |= {"depth": found.depth, "confidence": found.confidence}
         else:
             for name, d, c in zip(frame.cameras, depth, confidence, strict=True):
                 arrays |= {f"depth_{name}": d, f"confidence_{name}": c}
-        _write(folder / "rig.npz", functools.partial(_save, arrays))
+        write("rig.npz", functools.partial(_save, arrays))
     if "panorama" in kinds:
-        _write(folder / "panorama.png", functools.partial(_encode, _panorama(frame, depth, depth_range)[..., ::-1]))
+        write("panorama.png", functools.partial(_encode, _panorama(frame, depth, depth_range)))
     if cloud is not None and "ply" in kinds:
-        write_ply(folder / "cloud.ply", cloud)
+        files.append(folder / "cloud.ply")
+        write_ply(files[-1], cloud)
     if cloud is not None and "birdseye" in kinds:
-        picture = birdseye(cloud, frame.lidar, title=frame.name)
-        _write(folder / "birdseye.png", functools.partial(_encode, picture[..., ::-1]))
+        write("birdseye.png", functools.partial(_encode, birdseye(cloud, frame.lidar, title=frame.name)))
+    return sum(file.stat().st_size for file in files)
 
 
 def _panorama(frame: RigFrame, depth: list[np.ndarray], depth_range: tuple[float, float]) -> np.ndarray:
@@ -157,7 +184,8 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _encode(image: np.ndarray, path: Path) -> None:
-    done, content = cv2.imencode(".png", image)
+    """Writes [H, W, 3] uint8 RGB as PNG."""
+    done, content = cv2.imencode(".png", image[..., ::-1])
     assert done
     path.write_bytes(content.tobytes())
 

@@ -1,7 +1,7 @@
 """Frames of a rig from records, or straight from nuScenes and DDAD as they were downloaded."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,10 @@ NUSCENES_SPLITS = {
 
 @dataclasses.dataclass
 class RigFrame:
-    """One moment of a rig. `lidar` are measured points [P, 3] metres in the ego frame, where there are any."""
+    """One moment of a rig: cameras fire at their own times, within a tenth of a second or so.
+
+    Its reference is the ego frame at the first camera's time. `cam_to_reference` leads there, `lidar` lies in it.
+    """
 
     name: str
     cameras: list[str]  # ring order
@@ -28,11 +31,21 @@ class RigFrame:
     intrinsics: np.ndarray  # [N, 3, 3] pixels at the images' sizes
     cam_to_ego: np.ndarray  # [N, 4, 4]
     visible: list[np.ndarray] | None = None  # N x [H, W] bool, False = the car's own body
-    lidar: np.ndarray | None = None
+    lidar: np.ndarray | None = None  # measured points [P, 3] metres in the reference
     labels: list[np.ndarray] | None = None  # N x [P_i, 3]: u, v at the images' sizes, metres
-    ego_to_global: np.ndarray | None = None  # [4, 4] of the first camera's time, where the car's way is known
+    ego_to_global: np.ndarray | None = None  # [N, 4, 4], each at its camera's time, where the car's way is known
     time_us: int | None = None
     scene: str = ""  # name of the drive
+
+    @property
+    def cam_to_reference(self) -> np.ndarray:
+        """[N, 4, 4]: each camera, at its own time, to the ego frame at the first camera's time.
+
+        What stands still lies in one place then, whichever camera saw it. `cam_to_ego` where no poses are known.
+        """
+        if self.ego_to_global is None:
+            return self.cam_to_ego
+        return geometry.invert_rigid(self.ego_to_global[0]) @ self.ego_to_global @ self.cam_to_ego
 
 
 @dataclasses.dataclass
@@ -64,28 +77,24 @@ def of_sample(sample: RigSample, where: str) -> RigFrame | None:
         uvz = sample.points[i].astype(np.float64)
         scale = np.array([size[1] / native[1], size[0] / native[0]])
         points.append(np.concatenate([(uvz[:, :2] + 0.5) * scale - 0.5, uvz[:, 2:]], 1))
-    return RigFrame(
+    ego_to_global = sample.ego_to_global[present].astype(np.float64)
+    ego_to_global[:, :3, 3] += sample.global_origin
+    frame = RigFrame(
         sample.sample_id, [sample.camera_names[i] for i in present], images,
         sample.intrinsics[present].astype(np.float64), sample.cam_to_ego[present].astype(np.float64), visible,
-        _measured(sample, present), points, _pose(sample, present[0]),
-        sample.timestamp_us or None, sample.scene,
+        labels=points, ego_to_global=ego_to_global, time_us=sample.timestamp_us or None, scene=sample.scene,
     )  # fmt: skip
+    frame.lidar = _measured(sample, present, frame.cam_to_reference)
+    return frame
 
 
-def _pose(sample: RigSample, camera: int) -> np.ndarray:
-    pose = sample.ego_to_global[camera].astype(np.float64)
-    pose[:3, 3] += sample.global_origin
-    return pose
-
-
-def _measured(sample: RigSample, present: list[int]) -> np.ndarray:
-    """LiDAR points [P, 3] of a record in the ego frame (of each camera's own time)."""
+def _measured(sample: RigSample, present: list[int], cam_to_reference: np.ndarray) -> np.ndarray:
+    """LiDAR points [P, 3] of a record's cameras `present`, in the frame that `cam_to_reference` [N, 4, 4] leads to."""
     native = sample.native_intrinsics
     found = [np.zeros((0, 3))]
-    for i in present:
+    for i, pose in zip(present, cam_to_reference, strict=True):
         uvz = sample.points[i].astype(np.float64)
-        own = geometry.unproject(native[i], uvz[:, :2], uvz[:, 2])
-        found.append(geometry.transform_points(sample.cam_to_ego[i].astype(np.float64), own))
+        found.append(geometry.transform_points(pose, geometry.unproject(native[i], uvz[:, :2], uvz[:, 2])))
     return np.concatenate(found)
 
 
@@ -95,29 +104,36 @@ def of_records(records: Records, sample: str = "") -> Source:
     Raises:
       DataError: there is none of that name.
     """
-    chosen: Sequence[int] = range(len(records))
-    if sample:
-        chosen = [i for i in chosen if records[i].sample_id == sample][:1]
-        if not chosen:
+    found: tuple[int, RigSample] | None = None
+    if sample:  # names are in the records alone: one after the other, and no further than to the one that is wanted
+        found = next(((i, r) for i, r in enumerate(records) if r.sample_id == sample), None)
+        if found is None:
             raise DataError(f"--sample {sample}: none of the {len(records)} records is called so")
+    count = 1 if found else len(records)
 
     def frames() -> Iterator[RigFrame]:
-        for index in chosen:
-            if (frame := of_sample(records[index], records.where(index))) is not None:
+        for index, record in [found] if found else enumerate(records):
+            if (frame := of_sample(record, records.where(index))) is not None:
                 yield frame
 
-    return Source(len(chosen), frames, f"{len(chosen)} records")
+    return Source(count, frames, f"{count} records")
 
 
-def dataset_at(place: Path) -> Callable[[], list[plan.Source]] | None:
-    """What opens the splits of the nuScenes folder (with one version of its tables), version folder or DGP index at
-    `place`; None = there is none of these.
+def is_dgp(place: Path) -> bool:
+    """Whether `place` is a file that may be the index of DDAD (or other DGP data)."""
+    return place.is_file() and place.suffix == ".json"
+
+
+def dataset_at(place: Path, masks: ddad.MaskSets | None = None) -> Callable[[], list[plan.Source]] | None:
+    """What opens the splits of the nuScenes folder (with one version of its tables), version folder or DGP index (with
+    the self-occlusion `masks`) at `place`; None = there is none of these.
 
     Raises:
       ConfigError: a nuScenes folder with several versions.
     """
-    if place.is_file() and place.suffix == ".json":
-        return lambda: [ddad.open_split(place, split) for split, scenes in dgp.scene_files(place).items() if scenes]
+    if is_dgp(place):
+        filled = [split for split, scenes in dgp.scene_files(place).items() if scenes]
+        return lambda: [ddad.open_split(place, split, masks=masks) for split in filled]
     if not place.is_dir():
         return None
     versions = [name for name in NUSCENES_SPLITS if (place / name / "sample.json").is_file()]

@@ -15,10 +15,11 @@ import safetensors.numpy
 
 from fsmde_jax import checkpoint
 from fsmde_jax.data.tfrecord import write_atomically
-from fsmde_jax.errors import ConfigError, DataError
+from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.names import flatten
 
 SHIPPED = {"lite0": Path(__file__).parent / "students" / "lite0.safetensors"}
+_EXPECTED = f"expected {' or '.join(SHIPPED)}, a .safetensors file of fsmde_jax.convert, or the folder of a run"
 
 
 def read_student(where: str | Path, which: str = "") -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -34,20 +35,35 @@ def read_student(where: str | Path, which: str = "") -> tuple[dict[str, Any], di
       trained; where they are from, in words).
 
     Raises:
-      TrainingError: a run without such a checkpoint. DataError: a file or its card that cannot be used.
+      TrainingError: a run without such a checkpoint. DataError: a file or its card that cannot be used, or a folder
+        that is no run's.
     """
     path = SHIPPED.get(str(where), Path(where)) if isinstance(where, str) else where
     if path.suffix == ".safetensors":
         tree, meta = _read_file(path)
         return tree, meta, f"{where} (step {meta['step']} of {meta['source']})"
     if isinstance(where, str) and not path.is_dir():
-        raise DataError(
-            f"{where}: no student here; expected {' or '.join(SHIPPED)}, a .safetensors file of fsmde_jax.convert, or"
-            " the folder of a run"
-        )
-    which = which or checkpoint.best_or_latest(path)
+        raise DataError(f"{where}: no student here; {_EXPECTED}")
+    if not which:
+        _check_run(path)
+        which = checkpoint.best_or_latest(path)
     tree, meta, step = checkpoint.read_parameters(path, which)
     return tree, {**meta, "step": step, "source": path.name}, f"{where} ({which} checkpoint, step {step})"
+
+
+def _check_run(path: Path) -> None:
+    """Says what a folder is that is not that of a run with a checkpoint (errors as `read_student`)."""
+    if checkpoint.has_checkpoint(path):
+        return
+    if (path / "card.json").is_file():
+        teacher = '"variant"' in (path / "card.json").read_text(encoding="utf-8", errors="replace")
+        kind = (
+            "a teacher's folder of fsmde_jax.convert" if teacher else "an export of fsmde_jax.export, for other tools"
+        )
+        raise DataError(f"{path}: {kind}; it cannot be read as a student; {_EXPECTED}")
+    if (path / "identity.json").is_file():
+        raise TrainingError(f"{path}: a run that has no checkpoint yet; let it train on")
+    raise DataError(f"{path}: not the folder of a run (no checkpoint in checkpoints/ or best/); {_EXPECTED}")
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

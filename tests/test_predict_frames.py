@@ -1,4 +1,4 @@
-"""Prediction frame by frame: videos that end early, tables that are read once, warnings, and ranges of depth."""
+"""Prediction frame by frame: videos that end early, tables read once, warnings, ranges of depth, room on the disk."""
 
 import types
 
@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from data_prep import nuscenes
-from fsmde_jax import predict_rig, rig_frames
+from fsmde_jax import disk, predict_rig, rig_frames
 from fsmde_jax.depth_model import Prediction
 from fsmde_jax.errors import DataError
+from fsmde_jax.viz import colour
 from tests import rendered
 
 SIZE = (48, 96)
@@ -167,3 +168,73 @@ def test_depth_that_16_bits_do_not_hold_is_none_in_the_png(tmp_path):
     assert png[0, :6].tolist() == [65533, 65535, 0, 0, 0, 128]
     np.testing.assert_array_equal(np.load(tmp_path / "0" / "rig.npz")["depth"], depth)
     assert sorted(p.name for p in (tmp_path / "0").iterdir()) == ["a_depth.png", "b_depth.png", "rig.npz"]
+
+
+def frames_of(count):
+    return rig_frames.Source(count, lambda: iter([frame(str(i)) for i in range(count or 3)]), "")
+
+
+def test_colour_pictures_of_all_cameras_have_one_scale(tmp_path):
+    """8 m is the same colour in both, whatever else is there; the scale is that of the panorama."""
+    depth = np.full((2, *SIZE), 8.0, np.float32)
+    depth[0, :24], depth[1, :24], depth[1, 0, 0] = 70.0, 2.0, 0.0
+    predict_rig.predict_source(Student(list(depth)), frames_of(1), tmp_path, kinds=("color",))
+    assert sorted(p.name for p in (tmp_path / "0").iterdir()) == ["a_depth_color.png", "b_depth_color.png"]
+    shown = [cv2.imread(str(tmp_path / "0" / f"{name}_depth_color.png"))[..., ::-1] for name in "ab"]
+    np.testing.assert_array_equal(shown[0][24:], shown[1][24:])
+    np.testing.assert_array_equal(shown[1], colour.colour_depth(depth[1], 1.0, 80.0))
+    assert (shown[1][0, 0] == 0).all() and shown[0][0, 0, 2] > shown[0][0, 0, 0] and shown[1][1, 0, 0] > 150
+    assert "color" in predict_rig.KINDS
+
+
+def test_what_all_frames_will_take_is_said_after_the_first(tmp_path, capsys):
+    student, out = Student([np.full(SIZE, 5.0, np.float32)] * 2), tmp_path / "out"
+    assert predict_rig.predict_source(student, frames_of(3), out, kinds=("png", "npz")) == 3
+    size = sum(file.stat().st_size for file in (out / "0").iterdir())
+    assert capsys.readouterr().out.splitlines() == [f"about {disk.amount(3 * size)} for 3 frames in {out}"]
+    predict_rig.predict_source(student, frames_of(0), out, kinds=("png", "npz"))
+    assert capsys.readouterr().out.splitlines() == [f"about {disk.amount(size)} a frame in {out}"]
+    for source, limit in ((frames_of(3), 1), (frames_of(1), 0)):  # nothing is left to announce
+        predict_rig.predict_source(student, source, out, kinds=("png", "npz"), limit=limit)
+    predict_rig.predict_source(student, frames_of(3), out, kinds=())
+    assert not capsys.readouterr().out
+    assert [disk.amount(n) for n in (2.34e12, 1e9, 45.4e6, 700)] == ["2340.0 GB", "1.0 GB", "45 MB", "1 KB"]
+
+
+def test_a_run_that_would_fill_the_disk_stops_after_its_first_frame(tmp_path, monkeypatch):
+    student, out = Student([np.full(SIZE, 5.0, np.float32)] * 2), tmp_path / "out"
+    free = types.SimpleNamespace(free=0)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: free)
+    with pytest.raises(
+        DataError, match=rf"{out}: 3 frames take about \d+ KB, but only 0 KB are free there; write less"
+    ):
+        predict_rig.predict_source(student, frames_of(3), out, kinds=("npz",))
+    assert [p.name for p in out.iterdir()] == ["0"]
+    size = (out / "0" / "rig.npz").stat().st_size
+    free.free = 2 * size
+    assert predict_rig.predict_source(student, frames_of(3), out, kinds=("npz",)) == 3
+    free.free = 0  # the same again: every file takes the place of an old one
+    assert predict_rig.predict_source(student, frames_of(3), out, kinds=("npz",)) == 3
+    with pytest.raises(DataError, match=r"4 frames take about"):
+        predict_rig.predict_source(student, frames_of(4), out, kinds=("npz",))
+
+
+def test_a_recording_counts_too(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+    student = Student([np.full(SIZE, 5.0, np.float32)] * 2)
+    predict_rig.predict_source(student, frames_of(3), tmp_path / "o", kinds=("npz",), rerun=tmp_path / "a.rrd")
+    (said,) = capsys.readouterr().out.splitlines()
+    estimate = float(said.partition(" and about ")[2].split(" KB for 3 frames in ")[0]) * 1000
+    assert said.endswith(f"for 3 frames in {tmp_path / 'a.rrd'}")
+    assert estimate == pytest.approx((tmp_path / "a.rrd").stat().st_size, rel=0.5)  # of each file a part is the head
+
+
+def test_clouds_of_every_third_row_and_column(tmp_path):
+    student = Student([np.full(SIZE, 5.0, np.float32)] * 2)
+    sizes = {}
+    for stride in (1, 3):
+        predict_rig.predict_source(
+            student, frames_of(1), tmp_path / str(stride), kinds=("ply",), keep=1.0, stride=stride
+        )
+        sizes[stride] = (tmp_path / str(stride) / "0" / "cloud.ply").stat().st_size
+    assert sizes[3] < sizes[1] / 6

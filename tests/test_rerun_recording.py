@@ -82,7 +82,7 @@ def test_a_recording_holds_what_the_files_hold(records, tmp_path):
         np.testing.assert_allclose(
             found["/world/ego/lidar"][number]["Points3D:positions"], frame.lidar, rtol=1e-5, atol=1e-5
         )
-        moved = frame.ego_to_global[:3, 3] - frames[0].ego_to_global[:3, 3]
+        moved = frame.ego_to_global[0, :3, 3] - frames[0].ego_to_global[0, :3, 3]
         np.testing.assert_allclose(found["/world/ego"][number]["Transform3D:translation"][0], moved, atol=1e-4)
 
 
@@ -222,23 +222,25 @@ def test_wrong_names_are_said(tmp_path, monkeypatch, records, capsys):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_stays_level_over_a_long_sequence(tmp_path):
-    """Frames of 2 MB, their depth, clouds and recording: after the first few nothing is kept."""
+    """Frames of 1 MB, their depth, clouds, pictures and recording: after the first few nothing is kept."""
     model = fsmde_jax.load_model("lite0", image_size=(32, 64))
     sample = rooms.make(0, cameras=3, native_size=(48, 96))
     rng = np.random.default_rng(0)
     resident = []
 
     def frames():
-        for number in range(30):
+        for number in range(20):
             with open("/proc/self/statm") as file:
                 resident.append(int(file.read().split()[1]) * 4096 / 1e6)
             yield rig_frames.RigFrame(
-                f"{number:03d}", ["a", "b"], list(rng.integers(0, 256, (2, 480, 720, 3), np.uint8)),
-                sample.intrinsics[:2] * np.array([7.5, 10, 1])[:, None], sample.cam_to_ego[:2].astype(np.float64),
+                f"{number:03d}", ["a", "b"], list(rng.integers(0, 256, (2, 320, 480, 3), np.uint8)),
+                sample.intrinsics[:2] * np.array([5, 20 / 3, 1])[:, None], sample.cam_to_ego[:2].astype(np.float64),
             )  # fmt: skip
 
-    source = rig_frames.Source(30, frames, "")
-    predict_rig.predict_source(model, source, tmp_path, kinds=("npz", "ply"), rerun=tmp_path / "a.rrd")
-    # 20 frames of images, depth, confidence and clouds would be 20 x 20 MB.
-    assert resident[29] - resident[9] < 60, resident
-    assert len(list(tmp_path.glob("*/cloud.ply"))) == 30
+    source = rig_frames.Source(20, frames, "")
+    assert {"panorama", "birdseye"} <= set(predict_rig.KINDS)
+    predict_rig.predict_source(model, source, tmp_path, rerun=tmp_path / "a.rrd")
+    # 12 frames of images, depth, confidence and clouds would be 12 x 8 MB.
+    assert resident[19] - resident[7] < 40, resident
+    for file in ("cloud.ply", "panorama.png", "birdseye.png", "a_depth_color.png"):
+        assert len(list(tmp_path.glob(f"*/{file}"))) == 20

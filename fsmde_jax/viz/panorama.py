@@ -74,7 +74,7 @@ def panorama(
     for kind, truth in (("depth", depth), ("dense", dense)):
         if truth is not None and truth.shape != pred_depth.shape:
             raise ValueError(f"panorama: {kind} {truth.shape} and pred_depth {pred_depth.shape} disagree")
-    low = min(max(min_depth, 1.0), 0.5 * max_depth)
+    low, _ = colour_scale(min_depth, max_depth)
     cell = (cell_width, max(1, round(cell_width * height / width)))
     rows = arrange(np.asarray(yaw))
     pictures = [cv2.resize(image, cell, interpolation=cv2.INTER_AREA) for image in images]
@@ -115,6 +115,11 @@ def panorama(
             _block(f"relative error {names_of[1]}{mean}", errors, names, rows, error_bar, bar),
         ]
     return _page(blocks, title, columns=2 if block_width <= 4 * cell_width else 1)
+
+
+def colour_scale(min_depth: float, max_depth: float) -> tuple[float, float]:
+    """Ends of the colour scale, metres: from 1 m on, since nearly nothing is nearer."""
+    return min(max(min_depth, 1.0), 0.5 * max_depth), max_depth
 
 
 def _dots(picture: np.ndarray, depth: np.ndarray, colours: np.ndarray) -> np.ndarray:

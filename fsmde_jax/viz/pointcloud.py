@@ -1,4 +1,4 @@
-"""Depth maps of a rig as one coloured point cloud in the ego frame, and as a PLY file."""
+"""Depth maps of a rig as one coloured point cloud in an ego frame, and as a PLY file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def surest(confidence: Sequence[np.ndarray], share: float) -> float:
 
 
 class Cloud(NamedTuple):
-    """Points [P, 3] float32 metres in the ego frame (x forward, y left, z up), colours [P, 3] uint8, camera [P]."""
+    """Points [P, 3] float32 metres in an ego frame (x forward, y left, z up), colours [P, 3] uint8, camera [P]."""
 
     points: np.ndarray
     colours: np.ndarray
@@ -48,7 +48,8 @@ def fuse(
       depth: N x [H, W] metres; 0 or not finite = none.
       confidence: N x [H, W].
       intrinsics: [N, 3, 3] pixels at the images' sizes.
-      cam_to_ego: [N, 4, 4].
+      cam_to_ego: [N, 4, 4], all into one ego frame: of a car that moves between the cameras' times,
+        `RigFrame.cam_to_reference`.
       visible: N x [H, W] bool, False = the car's own body; None = all visible.
       min_confidence: what is below is left out.
       max_range: metres of z-depth; what is beyond is left out.
