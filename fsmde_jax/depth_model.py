@@ -104,7 +104,7 @@ class DepthModel:
     def batch(
         self, images: Array | Sequence[Array], intrinsics: Array, cam_to_ego: Array | None = None
     ) -> dict[str, np.ndarray]:
-        """What the network takes [1, N, ...]: images and intrinsics at `image_size` (arguments and errors of a call)."""
+        """What the network takes [1, N, ...]: images and intrinsics at `image_size` (arguments, errors: as a call)."""
         intrinsics = np.asarray(intrinsics, np.float64)
         count = len(images)
         if count == 0 or intrinsics.shape != (count, 3, 3):

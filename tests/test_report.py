@@ -49,6 +49,7 @@ def test_everything_is_in_the_one_file(made, run):
     assert f"<td>{table['table']['metric']['all']['abs_rel']:.4f}</td>" in text and "trivial: row median" in text
     identity = json.loads((run / "identity.json").read_text())
     assert identity["commit"] in text and "resnet18" in text
+    assert [each["dataset"] for each in identity["records"]["train"]] == ["test"]
     for curve in ("train/loss", "train/silog", "eval/metric/abs_rel"):
         assert f'aria-label="{curve}"' in text
     assert text.count("data:image/jpeg;base64,") >= 2  # panorama, bird's-eye view
