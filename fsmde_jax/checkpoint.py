@@ -245,6 +245,11 @@ def _steps(folder: Path) -> list[int]:
     return list(ocp.utils.checkpoint_steps(folder.resolve())) if folder.is_dir() else []
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has written a whole checkpoint yet."""
+    return bool(_steps(workdir / BEST) or _steps(workdir / CHECKPOINTS))
+
+
 def best_or_latest(workdir: Path) -> str:
     """Which of a run's checkpoints to start from: "best" if an evaluation has chosen one, otherwise "latest"."""
     return "best" if _steps(workdir / BEST) else "latest"
