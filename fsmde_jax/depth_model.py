@@ -88,7 +88,8 @@ class DepthModel:
             (`model.cross_view_blocks`).
 
         Raises:
-          DataError: shapes or types are not as said, or a calibration cannot be used.
+          DataError: shapes or types are not as said, or a calibration cannot be used: intrinsics that are not finite or
+            without positive focal lengths, a pose that is no rigid transform; names the image.
         """
         batch: dict[str, Any] = self.batch(images, intrinsics, cam_to_ego)
         found = jax.device_get(self._run(self._params, self._stats, batch))
@@ -103,7 +104,7 @@ class DepthModel:
     def batch(
         self, images: Array | Sequence[Array], intrinsics: Array, cam_to_ego: Array | None = None
     ) -> dict[str, np.ndarray]:
-        """What the network takes [1, N, ...]: images and intrinsics at `image_size` (arguments as in a call)."""
+        """What the network takes [1, N, ...]: images and intrinsics at `image_size` (arguments, errors: as a call)."""
         intrinsics = np.asarray(intrinsics, np.float64)
         count = len(images)
         if count == 0 or intrinsics.shape != (count, 3, 3):
@@ -112,7 +113,7 @@ class DepthModel:
             if self.model.cross_view_blocks:
                 raise DataError("this student mixes the views of a rig: give cam_to_ego [N, 4, 4], too")
             cam_to_ego = np.tile(np.eye(4), (count, 1, 1))
-        poses = np.asarray(cam_to_ego, np.float32)
+        poses = np.asarray(cam_to_ego, np.float64)
         if poses.shape != (count, 4, 4):
             raise DataError(f"expected cam_to_ego [N, 4, 4] for N = {count} images, got {poses.shape}")
         pictures = np.empty((1, count, *self.image_size, 3), np.uint8)
@@ -122,12 +123,13 @@ class DepthModel:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise DataError(f"image {i}: expected [H, W, 3] uint8 RGB, got {image.dtype} {image.shape}")
             geometry.check_intrinsics(intrinsics[i], f"image {i}, intrinsics")
+            geometry.check_rigid(poses[i], f"image {i}, cam_to_ego")
             height, width = image.shape[:2]
             transforms.resize_box(image, (0, 0, height, width), pictures[0, i])
             y, x = self.image_size[0] / height, self.image_size[1] / width
             scaled[0, i] = geometry.resize_intrinsics(intrinsics[i], np.float64(y), np.float64(x))
         return {
-            "images": pictures, "intrinsics": scaled, "cam_to_ego": poses[None],
+            "images": pictures, "intrinsics": scaled, "cam_to_ego": poses[None].astype(np.float32),
             "view_mask": np.ones((1, count), bool),
         }  # fmt: skip
 

@@ -220,7 +220,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: st
     variables = compatible.fit_parameters(_template(model, len(records.cameras), options.image_size), tree, where)
     made_by = identity.run_identity(current, {"eval": records.fingerprint})
     made_by |= {"checkpoint": where if init_from else config.eval.checkpoint, "step": meta["step"]}
-    made_by |= {"trained_as": meta["identity"]}
+    made_by |= {"trained_as": meta["identity"], "init_from": init_from}
 
     def predict_fn(batch: dict[str, Any]) -> Any:
         return predict(variables["params"], variables["batch_stats"], sharding.spread(batch))

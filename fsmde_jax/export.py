@@ -2,7 +2,7 @@
 
   python -m fsmde_jax.export --checkpoint runs/nuscenes --out nuscenes.onnx    # onnxruntime, TensorRT
   python -m fsmde_jax.export --checkpoint lite0 --out lite0.onnx --image_size 128x224
-  python -m fsmde_jax.export --checkpoint runs/nuscenes --format stablehlo --out nuscenes.stablehlo
+  python -m fsmde_jax.export --checkpoint runs/nuscenes --format stablehlo --out exported/nuscenes.stablehlo
   python -m fsmde_jax.export --checkpoint lite0 --format orbax --out exported/lite0
 
 onnx: `images` uint8 [views, H, W, 3], RGB, and `intrinsics` float32 [views, 3, 3], pixels at H x W (resize a picture
@@ -11,8 +11,8 @@ number of views is free: one camera, some, all. Students that mix views (model.c
 input, `cam_to_ego` float32 [views, 4, 4] (camera x right, y down, z forward; ego x forward, y left, z up, metres), and
 all views of one call are then one rig. --confidence adds a second output, `confidence` float32 [views, H, W]: the
 probability, by the student's own bins, that the true depth is within a factor of 1.25 of `depth`; it is no default, as
-it takes time. BatchNorm is folded; what the file is, its precision, its depth range and the focal lengths that it
-serves are in its metadata. Needs onnx (pip install -e ".[export]").
+it takes time. BatchNorm is folded. Its card lies beside it as .json; what the file is, its precision, its depth range
+and the focal lengths that it serves are in its metadata, too. Needs onnx (pip install -e ".[export]").
 
 --precision float16: encoder and decoder in float16; inputs, outputs, attention between views and the metric head stay
 float32. Half the file. Meant for GPUs (not run on one here): on x86 processors onnxruntime converts to and fro.
@@ -34,8 +34,9 @@ orbax: a folder with the parameters (model/) and card.json, for this package's m
 BatchNorm's scale is in the kernel before it and only its shift is left: the same function with fewer numbers, for other
 tools (JAX is no faster with it); it cannot be trained on.
 
-Teacher, projectors and optimiser are in none of them; numbers are float32 whatever the student was trained in (but see
---precision).
+A card says image size, normalisation, what the cameras have to be, depth range, what evaluations of these parameters
+found, and whose terms they may be under. Teacher, projectors and optimiser are in none of the files; numbers are
+float32 whatever the student was trained in (but see --precision).
 """
 
 import argparse
@@ -50,9 +51,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsmde_jax import checkpoint, compatible, depth_model, quantize
-from fsmde_jax.data.tfrecord import write_atomically
-from fsmde_jax.errors import ConfigError, DataError, exit_with_message
+from fsmde_jax import checkpoint, compatible, depth_model, identity, quantize
+from fsmde_jax.errors import ConfigError, exit_with_message
 from fsmde_jax.models.depth_bins import FOCAL_WIDTH
 from fsmde_jax.models.onnx_graph import student_graph
 from fsmde_jax.models.registry import build_student
@@ -78,12 +78,14 @@ def _check_out(out: Path, suffix: str) -> None:
     try:
         if out.exists():
             raise ConfigError(f"--out {out}: exists already; choose another name or delete it")
+        if suffix and (card := out.with_suffix(".json")).exists():
+            raise ConfigError(f"--out {out}: its card would be {card}, which exists already; choose another name")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be used ({error.strerror})") from error
 
 
 def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """(model, {"params", "batch_stats"}, card) of a student."""
+    """(model, {"params", "batch_stats"}, the card's first part) of a student."""
     wanted = parse_size(image_size) if image_size else None
     tree, meta, _ = read_student(where)
     config = meta["identity"]["config"]
@@ -102,8 +104,11 @@ def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, A
     }  # fmt: skip
 
 
-def _full_card(where: str, card: dict[str, Any]) -> dict[str, Any]:
-    """The card with what a reader elsewhere needs besides: network, images, rig, evaluations, terms."""
+def _full_card(where: str, card: dict[str, Any], normalised: str = "inside the file: give it uint8") -> dict[str, Any]:
+    """The card with what a reader elsewhere needs besides: network, images, rig, evaluations, terms.
+
+    `normalised` says who brings images to `mean` and `std`.
+    """
     _, meta, _ = read_student(where)
     path = Path(where)
     found = meta.get("evaluations")
@@ -113,21 +118,23 @@ def _full_card(where: str, card: dict[str, Any]) -> dict[str, Any]:
     return {
         **card,
         "model": {**compatible.model_of(config), "dtype": "float32"},  # what the file computes in
-        "images": {"order": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD), "of": "values / 255"},
+        "images": {"order": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD), "of": "values / 255",
+                   "normalised": normalised},
         "rig": "any number of cameras; pinhole intrinsics in pixels at image_size, pixel centres at integers;"
         " cam_to_ego [4, 4], camera x right, y down, z forward, ego x forward, y left, z up, metres",
         "trained_on": meta["identity"].get("data", {}),
         "trained_by": meta["identity"].get("commit", "unknown"),
         "evaluations": found,
-        "licence": "code Apache-2.0; parameters inherit the terms of the data they were trained on",
-    }
+        "evaluations_of": "the student itself, before it was exported",
+        "licence": identity.licence_notes(meta["identity"]),
+    }  # fmt: skip
 
 
 def export_onnx(
     where: str, out: str | Path, image_size: str = "", *, precision: str = "float32", calibration: str = "",
     calibration_samples: int = 32, confidence: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes a student as ONNX.
+    """Writes a student as ONNX, and its card beside it (as `export_stablehlo`).
 
     Args:
       where: a run, a student's .safetensors file, or "lite0".
@@ -138,14 +145,14 @@ def export_onnx(
       confidence: a second output (`depth_model.Prediction`).
 
     Returns:
-      What is in the file's metadata: source, image_size and trained_image_size, trained_dtype, depth_range_m (what
-      every camera within focal_range_px can reach), focal_range_px (fx at this width), precision, for int8 also
-      calibrated_on.
+      The card. Its first entries are in the file's metadata, too: source, image_size and trained_image_size,
+      trained_dtype, depth_range_m (what every camera within focal_range_px can reach), focal_range_px (fx at this
+      width), precision, for int8 also calibrated_on.
 
     Raises:
-      ConfigError: the name, the size, a file that is there already, or flags that do not fit; onnx (for int8 also
-        onnxruntime) is not installed. DataError, TrainingError: student or records cannot be read, or the file not be
-        written.
+      ConfigError: the name, the size, a file (or card) that is there already, or flags that do not fit; onnx (for int8
+        also onnxruntime) is not installed. DataError, TrainingError: student or records cannot be read, or the file not
+        be written.
     """
     out = Path(out)
     _check_out(out, ".onnx")
@@ -167,11 +174,8 @@ def export_onnx(
         card["calibrated_on"] = f"{taken} of {len(records)} records with fingerprint {records.fingerprint}"
     for key, value in card.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, graph.SerializeToString())
-    except OSError as error:
-        raise DataError(f"{out}: cannot write ({error.strerror}); free space or choose another place") from error
+    card = _full_card(where, card)
+    write_with_card(out, graph.SerializeToString(), card)
     return card
 
 
@@ -183,7 +187,6 @@ def export_stablehlo(where: str, out: str | Path, image_size: str = "") -> dict[
     """
     out = Path(out)
     _check_out(out, ".stablehlo")
-    _check_out(out.with_suffix(".json"), "")
     model, tree, card = _open(where, image_size)
     variables = {name: jax.tree.map(jnp.asarray, tree[name]) for name in ("params", "batch_stats")}
 
@@ -216,7 +219,8 @@ def export_orbax(where: str, out: str | Path, image_size: str = "", *, fold_batc
     out = Path(out)
     _check_out(out, "")
     model, tree, card = _open(where, image_size)
-    card = {**_full_card(where, card), "batch_norm": "folded" if fold_batchnorm else "as trained"}
+    normalised = "by you, before: fsmde_jax.models.student.normalise_images"
+    card = {**_full_card(where, card, normalised), "batch_norm": "folded" if fold_batchnorm else "as trained"}
     variables = {name: tree[name] for name in ("params", "batch_stats")}
     if fold_batchnorm:
         folded = fold_batch_norm(model.encoder, variables)["params"]

@@ -5,14 +5,30 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import fsmde_jax
+from fsmde_jax.data.schema import Manifest
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+
+DATA_TERMS = {  # by the manifest's `dataset`
+    "nuscenes": "CC BY-NC-SA 4.0 and nuScenes' own terms of use",
+    "ddad": "CC BY-NC-SA 4.0",
+    "world": "rendered by this project: no terms of others",
+}
+_NOT_COMMERCIAL = "Depth Anything's weights of that size are CC-BY-NC-4.0"
+_UNKNOWN = "terms not known here; ask who made it"
+SHIPPED = ("lite0", "tiny")  # with this project
+TEACHER_TERMS = {  # by the teacher's `variant`
+    "small": "Depth Anything's weights of that size are Apache-2.0",
+    "base": _NOT_COMMERCIAL,
+    "large": _NOT_COMMERCIAL,
+}
 
 
 def _commit() -> str:
@@ -70,3 +86,33 @@ def run_identity(config: dict[str, Any], data_fingerprints: dict[str, str]) -> d
         "hardware": hardware(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def named(manifests: Sequence[Manifest]) -> list[dict[str, str]]:
+    """Which datasets records were made of: dataset, source_version and split of each folder."""
+    return [{"dataset": m.dataset, "source_version": m.source_version, "split": m.split} for m in manifests]
+
+
+def licence_notes(identity: Mapping[str, Any]) -> list[str]:
+    """Whose terms a run's parameters may be under, as far as its identity says what they were made of.
+
+    One note each for the code, the training records, the teacher, an encoder's weights and the parameters that it
+    began with. Which of these bind trained parameters is a question of law, which the last note leaves open.
+    """
+    config = identity["config"]
+    notes = ["code: Apache-2.0"]
+    sources = identity.get("records", {}).get("train", [])
+    for source in sources:
+        said = " ".join(source[key] for key in ("dataset", "source_version", "split"))
+        notes.append(f"trained on {said}: {DATA_TERMS.get(source['dataset'], _UNKNOWN)}")
+    if not sources:  # a run of an older version
+        notes.append(f"trained on {config['data']['train_records']}: {_UNKNOWN}")
+    if teacher := identity.get("teacher"):
+        ships = config["teacher"]["weights"] in SHIPPED
+        terms = "ships with this project, Apache-2.0" if ships else TEACHER_TERMS.get(teacher["variant"], _UNKNOWN)
+        notes.append(f"taught by {teacher['variant']} of {teacher['source'] or 'unknown origin'}: {terms}")
+    if encoder := config.get("train", {}).get("encoder_weights"):
+        notes.append(f"its encoder began as {encoder}: {_UNKNOWN}")
+    if identity.get("init_from"):
+        notes.append(f"began as {identity['init_from']}: what those parameters inherit")
+    return [*notes, "parameters may inherit the terms of all that they were trained on, taught by or begun from"]

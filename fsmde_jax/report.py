@@ -3,12 +3,14 @@
   python -m fsmde_jax.report --workdir runs/world --out world.html
   python -m fsmde_jax.report --workdir runs/world --records records/world_val --frame 3 --out world.html
 
-The file needs no network and nothing beside it. The cloud is predicted by the run's best (else latest) student from a
-frame of the records that it was evaluated on, or of --records; without records there is none.
+--workdir is a run, or a folder of --mode evaluate --init_from ..., which holds evaluations alone. The file needs no
+network and nothing beside it. The cloud is predicted by the run's best (else latest) student, or by the one that was
+evaluated, from a frame of the records that it was evaluated on, or of --records. Where these are not there, or the
+training has no checkpoint yet, the page says so instead.
 """
 
 import argparse
-import itertools
+import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +18,14 @@ from typing import Any
 
 import cv2
 
-from fsmde_jax import depth_model, rig_frames
+from fsmde_jax import checkpoint, depth_model, rig_frames, rig_samples
+from fsmde_jax.data.records import open_records
 from fsmde_jax.data.tfrecord import write_atomically
-from fsmde_jax.errors import ConfigError, DataError, exit_with_message
+from fsmde_jax.errors import ConfigError, DataError, TrainingError, exit_with_message
 from fsmde_jax.metrics import NAMES
+from fsmde_jax.predict_rig import fuse_frame
 from fsmde_jax.viz import report_page
 from fsmde_jax.viz.birdseye import birdseye
-from fsmde_jax.viz.pointcloud import fuse, surest
 
 _LEFT_OUT = ("rigs_per_second", "valid_pixels", "skipped", "skipped_steps", "param_norm", "input_share")
 
@@ -80,62 +83,115 @@ def _evaluations(folder: Path) -> tuple[str, str]:
     return "".join(tables), "".join(pictures)
 
 
-def _cloud(workdir: Path, records: str, frame: int) -> str:
-    """Point cloud and bird's-eye view of one frame."""
-    source = rig_frames.open_source(Path(records))
-    if not 0 <= frame < source.count:
-        raise ConfigError(f"--frame {frame}: {records} has frames 0 to {source.count - 1}")
-    model = depth_model.load_model(str(workdir))
-    each = next(itertools.islice(source.frames(), frame, None))
+def _made_by(workdir: Path) -> dict[str, Any]:
+    """Identity of a run; of a folder that holds evaluations alone, that of the newest (it has `trained_as`)."""
+    if (workdir / "identity.json").is_file():
+        return _json(workdir / "identity.json")
+    found = [_json(file).get("identity", {}) for file in sorted((workdir / "evaluation").glob("*.json"))]
+    found = [each for each in found if "config" in each and "trained_as" in each]
+    if not found:
+        raise DataError(f"--workdir {workdir}: no run (no identity.json in it), and no evaluation either")
+    return max(found, key=lambda each: each["date"])
+
+
+def _facts(made: dict[str, Any]) -> dict[str, str]:
+    """What is told of a run or an evaluation."""
+    config, hardware, is_run = made["config"], made["hardware"], "trained_as" not in made
+    trained = made if is_run else made["trained_as"]
+    was = trained["config"]
+    known = {} if is_run else {"evaluated": f"{made['checkpoint']}, of commit {trained.get('commit', 'unknown')}"}
+    known |= {
+        "date": made["date"], "commit": made["commit"],
+        "hardware": f"{hardware['device']} x {hardware['device_count']}, {hardware['cores']} cores",
+        "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+        "records": f"train {was['data']['train_records']}, eval {config['data']['eval_records']}",
+        "network": f"{config['model']['encoder']}, {config['model']['num_bins']} bins, images"
+        f" {'x'.join(map(str, config['data']['image_size']))}" if config.get("task", "student") == "student"
+        else f"teacher {config['teacher']['variant']}",
+        "training": f"{was['train']['steps']} steps of {was['data']['batch_size']} rig(s),"
+        f" learning rate {was['optim']['lr']}",
+    }  # fmt: skip
+    if "teacher" in trained:
+        known["teacher"] = f"{was['teacher']['weights']} ({trained['teacher']['sha256'][:12]})"
+    return known
+
+
+def _model(workdir: Path, made: dict[str, Any]) -> depth_model.DepthModel | str:
+    """The student of a run, or the one that was evaluated; else why there is none, in words."""
+    config, size = made["config"], tuple(made["config"]["data"]["image_size"])
+    if "trained_as" not in made:
+        if not checkpoint.has_checkpoint(workdir):
+            return "the run has no checkpoint yet"
+        return depth_model.load_model(str(workdir), image_size=size)
+    if not (where := made.get("init_from")):
+        return f"where to find what was evaluated ({made['checkpoint']}) is not written down"
+    try:
+        model = depth_model.load_model(where, image_size=size, dtype=config["model"]["dtype"])
+    except (DataError, TrainingError) as error:
+        return f"what was evaluated cannot be opened any more ({error})"
+    if (model.meta["step"], model.meta["identity"]) != (made["step"], made["trained_as"]):
+        return f"{where} holds other parameters now than those that were evaluated"
+    return model
+
+
+def _source(records: str | None, data: dict[str, Any]) -> rig_samples.Source | str:
+    """The frames of `records`, else of the config's; else why there are none, in words."""
+    own = records is None
+    names = data["eval_records"] if records is None else records
+    folders = [Path(name.strip()) for name in names.split(",") if name.strip()]
+    if own and not (folders and all((folder / "manifest.json").is_file() for folder in folders)):
+        return f"the records {names or '(none)'} are not here; --records names others"
+    if own or (len(folders) > 1 and not Path(names).exists()):
+        return rig_samples.of_records(open_records(names, data["cameras"]))
+    return rig_frames.open_source(Path(names))
+
+
+def _frame(source: rig_samples.Source, number: int) -> rig_samples.RigFrame:
+    """Frame `number` of those that have a picture (`ConfigError`: there is none)."""
+    if number < 0 or (source.count and number >= source.count):
+        raise ConfigError(f"--frame {number}: expected 0 to {source.count - 1}, there are {source.what}")
+    walked = 0
+    for each in source.frames():
+        if walked == number:
+            return each
+        walked += 1
+    raise ConfigError(f"--frame {number}: {walked} of {source.what} have a picture, and the first is frame 0")
+
+
+def _cloud(workdir: Path, made: dict[str, Any], records: str | None, number: int) -> str:
+    """Point cloud and bird's-eye view of one frame, or a note why there is none."""
+    source = _source(records, made["config"]["data"])
+    each = source if isinstance(source, str) else _frame(source, number)
+    model = each if isinstance(each, str) else _model(workdir, made)
+    if isinstance(each, str) or isinstance(model, str):
+        return f"<p>No point cloud: {html.escape(str(model))}.</p>"
     found = model(each.images, each.intrinsics, each.cam_to_ego)
-    fused = fuse(
-        each.images, list(found.depth), list(found.confidence), each.intrinsics, each.cam_to_ego, visible=each.visible,
-        min_confidence=surest(list(found.confidence), 0.6),
-    )  # fmt: skip
+    fused = fuse_frame(each, found, keep=0.6, max_range=60.0)
     caption = f"{each.name}: the surest {len(fused.points):,} points of {len(each.cameras)} cameras by {model.said}."
     above = report_page.picture(birdseye(fused, each.lidar, title=each.name), "From above; white: LiDAR")
     return report_page.cloud(fused, "cloud", caption) + above
 
 
 def write_report(workdir: Path, out: Path, *, records: str | None = None, frame: int = 0) -> None:
-    """Writes the report of a run.
+    """Writes the report of a run, or of a folder with evaluations alone.
 
     Args:
-      workdir: the run's folder.
+      workdir: the folder.
       out: new .html file; an old one is replaced.
-      records: folder for the point cloud; None = what the run was evaluated on, if it is there.
-      frame: which of its records.
+      records: for the point cloud; several folders: separated by commas; None = what was evaluated on, if it is there.
+      frame: which of their frames that have a picture.
 
     Raises:
-      DataError: `workdir` is no run, or the file cannot be written. FsmdeError: of reading records or the checkpoint.
+      DataError: `workdir` is neither, or the file cannot be written. ConfigError: there is no such frame. FsmdeError:
+        of reading records or the checkpoint.
     """
-    if not (workdir / "identity.json").is_file():
-        raise DataError(f"--workdir {workdir}: no run (no identity.json in it)")
-    made = _json(workdir / "identity.json")
+    made = _made_by(workdir)
     config = made["config"]
-    hardware, versions = made["hardware"], made["versions"]
-    known = {
-        "date": made["date"], "commit": made["commit"],
-        "hardware": f"{hardware['device']} x {hardware['device_count']}, {hardware['cores']} cores",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "records": f"train {config['data']['train_records']}, eval {config['data']['eval_records']}",
-        "network": f"{config['model']['encoder']}, {config['model']['num_bins']} bins, images"
-        f" {'x'.join(map(str, config['data']['image_size']))}" if config.get("task", "student") == "student"
-        else f"teacher {config['teacher']['variant']}",
-        "training": f"{config['train']['steps']} steps of {config['data']['batch_size']} rig(s),"
-        f" learning rate {config['optim']['lr']}",
-    }  # fmt: skip
-    if "teacher" in made:
-        known["teacher"] = f"{config['teacher']['weights']} ({made['teacher']['sha256'][:12]})"
     tables, pictures = _evaluations(workdir / "evaluation")
-    shown, cloud = records, ""
-    if shown is None and (Path(config["data"]["eval_records"]) / "manifest.json").is_file():
-        shown = config["data"]["eval_records"]
-    if shown and config.get("task", "student") == "student":
-        cloud = _cloud(workdir, shown, frame)
+    cloud = _cloud(workdir, made, records, frame) if config.get("task", "student") == "student" else ""
     sections = {
         "Evaluation": tables, "Point cloud": cloud, "Pictures": pictures, "Curves": _curves(workdir / "metrics.jsonl"),
-        "What it was": report_page.facts(known),
+        "What it was": report_page.facts(_facts(made)),
         "Config": report_page.folded("all keys", json.dumps(config, indent=1)),
     }  # fmt: skip
     try:
@@ -150,9 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fsmde_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, metavar="D", help="folder of the run")
+    parser.add_argument("--workdir", required=True, metavar="D", help="folder of the run, or of evaluations")
     parser.add_argument("--out", required=True, metavar="FILE.html", help="file to write")
-    parser.add_argument("--records", metavar="R", help="records for the point cloud (default: the run's eval_records)")
+    parser.add_argument("--records", metavar="R", help="records for the point cloud (default: eval_records)")
     parser.add_argument("--frame", type=int, default=0, metavar="K", help="which of them (default 0)")
     args = parser.parse_args(argv)
     with exit_with_message():

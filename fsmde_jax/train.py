@@ -64,6 +64,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         print(f"{jax.device_count()} devices ({jax.devices()[0].device_kind}) of {jax.process_count()} process(es)")
     fingerprints = {"train": records.fingerprint, "eval": eval_records.fingerprint}
     run_identity = {**identity.run_identity(config.to_dict(), fingerprints), "init_from": init_from}
+    run_identity["records"] = {
+        "train": identity.named(records.manifests), "eval": identity.named(eval_records.manifests),
+    }  # fmt: skip
     run_identity |= {"teacher": distilled.identity} if distilled else {}
 
     with (

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fsmde_jax import checkpoint, depth_model, export
+from fsmde_jax import checkpoint, depth_model, export, identity
 from fsmde_jax.data import tfrecord
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models.registry import build_student
@@ -25,7 +25,7 @@ def test_the_shipped_student_exported(tmp_path, capsys):
     export.main(["--checkpoint", "lite0", "--out", str(out), "--image_size", "64x96"])
     text = capsys.readouterr().out
     assert "views of 64x96" in text and "note: trained at 96x160" in text
-    assert [path.name for path in out.parent.iterdir()] == ["lite0.onnx"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["lite0.json", "lite0.onnx"]
     tree, meta, _ = read_student("lite0")
     fields = meta["identity"]["config"]["model"]
     model = build_student(**fields)
@@ -35,8 +35,43 @@ def test_the_shipped_student_exported(tmp_path, capsys):
     assert json.loads(said["depth_range_m"]) == [fields["min_depth"], fields["max_depth"]]
     assert json.loads(said["focal_range_px"]) == [focal * 96 / 640 for focal in fields["focal_range"]]
     assert "step" in said["source"] and said["trained_dtype"] == "float32" and said["precision"] == "float32"
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert {key: card[key] for key in said if key != "source"} == {
+        key: json.loads(value) if value[0] in "[{" else value for key, value in said.items() if key != "source"
+    }
+    assert card["images"]["order"] == "RGB" and "inside the file" in card["images"]["normalised"]
+    assert "intrinsics" in card["rig"] and card["evaluations"][0]["metric"]["abs_rel"] > 0
+    assert card["licence"][0] == "code: Apache-2.0" and build_student(**card["model"]).dtype == np.float32
     with pytest.raises(ConfigError, match="exists already"):
         export.export_onnx("lite0", out)
+    out.unlink()
+    with pytest.raises(ConfigError, match=r"lite0\.onnx: its card would be .*lite0\.json, which exists already"):
+        export.export_onnx("lite0", out)
+
+
+def test_the_card_names_whose_terms_parameters_may_be_under():
+    _, meta, _ = read_student("lite0")
+    notes = identity.licence_notes(meta["identity"])
+    assert notes[1].startswith("trained on world rendered, nuScenes v1.0-trainval format, seed 5 train: rendered")
+    assert "ImageNet" in notes[2] and notes[-1].startswith("parameters may inherit the terms")
+    config = {
+        "data": {"train_records": "records/mine"}, "teacher": {"weights": "teachers/base"},
+        "train": {"encoder_weights": "r18.pth"},
+    }  # fmt: skip
+    known = {
+        "config": config, "init_from": "",
+        "records": {"train": [{"dataset": "nuscenes", "source_version": "v1.0-trainval", "split": "train"}]},
+        "teacher": {"variant": "base", "source": "depth_anything_v2_vitb.pth"},
+    }  # fmt: skip
+    said = "\n".join(identity.licence_notes(known))
+    assert "trained on nuscenes v1.0-trainval train: CC BY-NC-SA 4.0 and nuScenes' own terms" in said
+    assert "taught by base of depth_anything_v2_vitb.pth: Depth Anything's weights of that size are CC-BY-NC" in said
+    assert "its encoder began as r18.pth: terms not known here" in said and "ImageNet" not in said
+    older = identity.licence_notes({"config": {**config, "train": {}}})
+    assert older[1] == "trained on records/mine: terms not known here; ask who made it" and len(older) == 3
+    config["teacher"]["weights"] = "lite0"
+    student = {"variant": "efficientnet_lite0", "source": "student_world (step 1500)"}
+    assert "ships with this project, Apache-2.0" in identity.licence_notes({"config": config, "teacher": student})[2]
 
 
 def test_bad_flags_leave_nothing_behind(tmp_path, monkeypatch):
@@ -95,6 +130,11 @@ def test_a_full_disk_leaves_nothing_that_forbids_the_same_command(tmp_path, monk
     assert list(tmp_path.iterdir()) == []
     export.export_stablehlo("lite0", tmp_path / "a.stablehlo")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.stablehlo"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord.os, "fsync", full)
+        with pytest.raises(DataError, match=r"b\.onnx: cannot write \(No space left on device\)"):
+            export.export_onnx("lite0", tmp_path / "b.onnx", "32x64")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.stablehlo"]
 
 
 def test_a_full_disk_leaves_no_part_of_an_orbax_folder(tmp_path, monkeypatch):
@@ -112,7 +152,7 @@ def test_a_stablehlo_program_runs_without_the_model_code(tmp_path):
     card = export.export_stablehlo("lite0", tmp_path / "lite0.stablehlo", "32x64")
     assert json.loads((tmp_path / "lite0.json").read_text()) == card
     assert card["platforms"] == ["cpu", "cuda", "tpu"] and card["image_size"] == [32, 64]
-    assert card["evaluations"][0]["metric"]["abs_rel"] > 0 and "Apache-2.0" in card["licence"]
+    assert card["evaluations"][0]["metric"]["abs_rel"] > 0 and "Apache-2.0" in card["licence"][0]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 3, 32, 64, 3), np.uint8)
     intrinsics = np.tile(np.array([[50, 0, 31.5], [0, 50, 15.5], [0, 0, 1]], np.float32), (2, 3, 1, 1))

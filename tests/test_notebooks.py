@@ -239,5 +239,6 @@ def test_a_student_and_its_teacher_on_rendered_streets(tmp_path):
         expected = json.loads(file.read_text())["table"]["metric"]["all"]["abs_rel"]
         (found,) = [of for kind, name, of in rows if (kind, name) == (truth, "distilled")]
         assert found.startswith(f"<td>{expected:.4f}</td>")
-    assert (tmp_path / "distill/distilled_2.onnx").is_file() and "resnet18" in said["latency"]
+    assert {file.name for file in (tmp_path / "distill/onnx").iterdir()} == {"distilled_2.json", "distilled_2.onnx"}
+    assert "resnet18" in said["latency"]
     assert "False" in said["device-used"]

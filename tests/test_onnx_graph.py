@@ -43,6 +43,7 @@ def test_every_encoder_and_any_number_of_views(encoder):
     kinds = [node.op_type for node in graph.graph.node]
     assert "BatchNormalization" not in kinds and kinds.count("Transpose") == 2  # folded; pixels in, features out
     assert [given.name for given in graph.graph.input] == ["images", "intrinsics"]
+    assert [node.op_type for node in graph.graph.node if "images" in node.input] == ["Cast"]  # as TensorRT wants it
     for views in (1, 3):
         compare(model, variables, graph.SerializeToString(), named(views, seed=views))
 

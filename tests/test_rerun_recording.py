@@ -10,6 +10,7 @@ import pytest
 
 import fsmde_jax
 from fsmde_jax import predict, predict_rig, rig_frames
+from fsmde_jax.data import dense
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.viz import pointcloud, rerun_recording
 from tests import rooms
@@ -151,6 +152,16 @@ def test_cameras_that_go_and_come_names_of_any_kind_and_sizes(tmp_path):
     assert [found[left][n]["Clear:is_recursive"] for n in (1, 2)] == [[True], [True]]
     assert picture(found["/world/ego/cameras/lidar/depth"][2]["EncodedDepthImage:blob"]).shape == (8, 12)
     assert found["/world/ego/lidar"][2]["Points3D:positions"] == []
+
+
+def test_depth_that_16_bits_do_not_hold_is_none_as_in_the_files(tmp_path):
+    frame = frame_of(["front"], [(1, 6)])
+    frame[2][0][:] = [[7, dense.MAX_DEPTH, dense.MAX_DEPTH + 0.01, 300, np.inf, 0]]
+    with rerun_recording.RerunRecording(tmp_path / "a.rrd") as recording:
+        log(recording, 0, frame)
+    shown = picture(read(tmp_path / "a.rrd")["/world/ego/cameras/front/depth"][0]["EncodedDepthImage:blob"])
+    assert shown.tolist() == [[7 * 256, 65535, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(shown / 256, dense.decode(dense.encode(frame[2][0]), (1, 6), ""))
 
 
 def test_every_drive_begins_at_its_own_origin_and_after_the_last_one(tmp_path):

@@ -60,7 +60,8 @@ def student_graph(
 
     with g.part("images"):
         scale, shift = 1 / (255 * np.array(IMAGE_STD)), -np.array(IMAGE_MEAN) / np.array(IMAGE_STD)
-        x = g.cast(g.node("Transpose", "images", perm=[0, 3, 1, 2]), np.float32)
+        x = g.cast("images", np.float32)  # first: TensorRT takes uint8 into nothing but a cast
+        x = g.node("Transpose", x, perm=[0, 3, 1, 2])
         x = cast(g.plus(g.times(x, scale[:, None, None]), shift[:, None, None]), dtype)
     with g.part("encoder", dtype):
         taps = encoder(g, x, model.encoder, params[ENCODER_SCOPE], size)

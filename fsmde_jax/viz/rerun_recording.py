@@ -16,7 +16,7 @@ from typing import Any, Self
 import cv2
 import numpy as np
 
-from fsmde_jax.data.dense import UNITS_PER_METRE
+from fsmde_jax.data import dense
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.viz.pointcloud import Cloud
 
@@ -129,7 +129,8 @@ class RerunRecording:
         Args:
           number: its place in the sequence.
           cameras: N names; of those that were there before, the others' pictures are taken away.
-          images: N x [H, W, 3] uint8 RGB; depth: N x [H, W] metres, 0 = none.
+          images: N x [H, W, 3] uint8 RGB; depth: N x [H, W] metres, 0 = none, which is
+            also what it shows beyond `dense.MAX_DEPTH`, as the PNG files do.
           intrinsics: [N, 3, 3] pixels at the images' sizes; cam_to_ego: [N, 4, 4].
           cloud: in the ego frame.
           lidar: [P, 3] metres in the ego frame.
@@ -165,12 +166,11 @@ class RerunRecording:
             )  # fmt: skip
             picture = _encoded(".jpg", images[i][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
             stream.log(f"{place}/image", rerun.EncodedImage(contents=picture, media_type="image/jpeg"))
-            stored = np.clip(np.rint(depth[i] * UNITS_PER_METRE), 0, 2**16 - 1).astype(np.uint16)
             stream.log(
                 f"{place}/depth",
                 rerun.EncodedDepthImage(
-                    _encoded(".png", stored), media_type="image/png", meter=UNITS_PER_METRE, colormap="turbo",
-                    depth_range=[0, self._max_range * UNITS_PER_METRE],
+                    dense.encode(depth[i]), media_type="image/png", meter=dense.UNITS_PER_METRE, colormap="turbo",
+                    depth_range=[0, self._max_range * dense.UNITS_PER_METRE],
                 ),
             )  # fmt: skip
         dot, step = rerun.Radius.ui_points(1.5), max(1, math.ceil(len(cloud.points) / MAX_POINTS))
