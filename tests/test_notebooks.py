@@ -157,6 +157,30 @@ importlib.metadata.distributions = functools.partial(importlib.metadata.distribu
     ]
 
 
+def with_drive(book, place):
+    """The notebook as on Colab: a stand-in for google.colab, which writes mounts down, and `place` for /content."""
+    package = place / "packages/google/colab"
+    package.mkdir(parents=True, exist_ok=True)
+    mount = f"open({str(place / 'mounted')!r}, 'a').write(place + '\\n')"
+    (package / "drive.py").write_text(f"def mount(place):\n    {mount}\n")
+    (package / "__init__.py").touch()
+    for cell in code_cells(book):
+        cell.source = cell.source.replace('"/content/', f'"{place}/content/')
+    first = nbformat.v4.new_code_cell(f"import sys\nsys.path.insert(0, {str(place / 'packages')!r})")
+    book.cells.insert(0, first)
+    return book
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_with_drive_everything_lies_in_drive(tmp_path, name):
+    book = with_drive(read(name), tmp_path)
+    book.cells = [cell for cell in book.cells if cell.cell_type == "code"][:3]  # the stand-in, setup, folders
+    said = execute(book, COLAB, DRIVE=True, WORKDIR="depth/mine")
+    assert f"working in {tmp_path}/content/drive/MyDrive/depth/mine" in said["folders"]
+    assert (tmp_path / "mounted").read_text() == f"{tmp_path}/content/drive\n"
+    assert (tmp_path / "content/drive/MyDrive/depth/mine").is_dir()
+
+
 def check_inference(book, said, out, cameras):
     """What notebook 01 has shown and written."""
     assert "lite0 (step" in said["student"]
@@ -205,6 +229,24 @@ def test_a_mini_dataset_is_prepared_trained_on_resumed_and_looked_at(tmp_path):
     inference = read("01_inference")
     said = execute(inference, COLAB, INPUT=str(records), FRAMES=1, OUT=str(tmp_path / "depth"))
     check_inference(inference, said, tmp_path / "depth", 3)
+
+
+@pytest.mark.slow
+def test_another_session_resumes_from_drive(tmp_path):
+    """Notebook 02 twice, as in two sessions that share nothing but Drive."""
+    dataroot = rendered.nuscenes(tmp_path / "mini", frames=(2, 1), size=(64, 96), cameras=rendered.RIG_OF_3)
+    values = {"DATAROOT": str(dataroot), "TEACHER": "", "BATCH_SIZE": 1, "EVALUATE_EVERY": 2, "MORE": SMALL}
+    run = tmp_path / "content/drive/MyDrive/depth/student"
+    for steps in (2, 4):
+        book = with_drive(read("02_prepare_and_train"), tmp_path)
+        (last,) = [number for number, cell in enumerate(book.cells) if cell.id == "train"]
+        book.cells = book.cells[: last + 1]
+        said = execute(book, COLAB, DRIVE=True, WORKDIR="depth", STEPS=steps, IMAGE_SIZE=SIZE, **values)
+        assert f"step {steps}/{steps}" in said["train"]
+        assert (f"resuming {run} at step 2" in said["train"]) == (steps == 4)
+    assert "step 2/4" not in said["train"] and said["data"].startswith("to train on")  # nothing was converted again
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {1, 2, 3, 4} == set(steps)
 
 
 @pytest.mark.slow
