@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fsmde_jax import evaluate, sharding
-from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data.records import Records
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.preemption import Stopped, StopSignal
+from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import Metrics, TrainState
 from fsmde_jax.writer import Writer
 

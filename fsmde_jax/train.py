@@ -22,12 +22,12 @@ from fsmde_jax import (
     optim,
     sharding,
 )
-from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import Records, shared_scenes
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.loop import Loop, best_of_what
 from fsmde_jax.models.student import ENCODER_SCOPE
+from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import TrainState, make_predict
 from fsmde_jax.students import read_student
 from fsmde_jax.teacher import open_teacher

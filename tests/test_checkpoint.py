@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from fsmde_jax import checkpoint, checksums, compatible
-from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import TrainState
 
 
@@ -244,7 +244,7 @@ def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoint(tmp_path):
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "import numpy as np, jax.numpy as jnp\n"
-        "from fsmde_jax.checkpoint import Checkpoints\n"
+        "from fsmde_jax.run_checkpoints import Checkpoints\n"
         "from fsmde_jax.errors import exit_with_message\n"
         "from tests.test_checkpoint import META, make_iterator, make_state\n"
         "import dataclasses\n"
