@@ -62,9 +62,17 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
     with reading(folder / str(step)):
         item = "average" if (place / "average").is_dir() else "model"
         model = _arrays(place / item)
-        meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
-        checksums.check({item: model}, meta.pop(CHECKSUMS, {}))
+        meta, written = read_meta(place)
+        checksums.check({item: model}, written)
     return without_companions(model), meta, step
+
+
+def read_meta(place: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """(what the step in folder `place` says of itself, its checksums); `ValueError` where it was not written so."""
+    meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
+    written = meta.pop(CHECKSUMS, {})
+    checksums.check_json({"meta": meta}, written)
+    return meta, written
 
 
 def _arrays(place: Path) -> Any:

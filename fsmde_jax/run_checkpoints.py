@@ -1,11 +1,13 @@
 """The checkpoints that a training run writes and goes on from: state, data iterator and what the run is made of.
 
-`<workdir>/checkpoints/<step>/` holds the newest few for resuming, `<workdir>/best/<step>/` the one best evaluation
-(parameters only), each one orbax step. Orbax writes to a temporary name and renames, so a step that was killed while
-being written is never taken for a whole one.
+`<workdir>/checkpoints/<step>/` holds the newest few for resuming, `<workdir>/best/<step>/` the best evaluation
+(parameters only), each one orbax step; earlier best ones stay for as long as a checkpoint is kept that would go on from
+them. Orbax writes to a temporary name and renames, so a step that was killed while being written is never taken for a
+whole one.
 """
 
 import copy
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fsmde_jax import checksums
-from fsmde_jax.checkpoint import BEST, CHECKPOINTS, CHECKSUMS, without_companions
+from fsmde_jax.checkpoint import BEST, CHECKPOINTS, CHECKSUMS, read_meta, without_companions
 from fsmde_jax.checkpoint_errors import DamagedError, reading, without_warnings, writing
 from fsmde_jax.compatible import differences
 from fsmde_jax.errors import ConfigError, TrainingError
@@ -25,7 +27,16 @@ from fsmde_jax.state import TrainState
 DAMAGED = "damaged"  # where a checkpoint goes that cannot be read
 
 
-def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+def remove_unfinished(workdir: Path) -> None:
+    """Deletes what killed runs left half written; to be called where nothing else writes into `workdir`."""
+    left = [path for name in (CHECKPOINTS, BEST) for path in (workdir / name).glob("*.orbax-checkpoint-tmp*")]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    if left:
+        print(f"{workdir}: removed {len(left)} checkpoint(s) whose writing was interrupted")
+
+
+def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
     try:
         return ocp.CheckpointManager(folder.resolve(), options=options)
@@ -39,12 +50,17 @@ class Checkpoints:
     A step holds `model` (parameters and batch statistics), `average` (theirs, where kept), `training` (step and
     optimiser), `data` (position of the iterator) and `meta` (JSON). With several processes every one calls every
     method, and all see one file system.
+
+    A write that fails in the background costs no more than itself: it is reported, and the next state is tried, and
+    waited for. With several processes it is an error, since a broken write leaves orbax's barriers out of step.
     """
 
     def __init__(self, workdir: Path, keep: int):
         self.workdir = workdir
+        self.tried = -1  # the step that was last given to `save`
         self._latest = _manager(workdir / CHECKPOINTS, keep)
-        self._best = _manager(workdir / BEST, 1)
+        self._best = _manager(workdir / BEST, None)  # `tidy_best` deletes
+        self._owing = False  # the last write has failed
 
     @property
     def latest_step(self) -> int | None:
@@ -54,23 +70,52 @@ class Checkpoints:
     def best_steps(self) -> list[int]:
         return sorted(self._best.all_steps())
 
+    def failed(self) -> bool:
+        """Whether the last write has failed by now, so that the next state should be saved at once. Costs no waiting.
+
+        Several processes might not agree on it, so there it is found out by the next `save`.
+        """
+        if jax.process_count() == 1 and not self._latest.is_saving_in_progress():
+            self._settle()
+        return self._owing
+
+    def _settle(self) -> None:
+        """Waits for the write that is under way; says its failure (several processes: raises `TrainingError`)."""
+        try:
+            with writing(self.workdir / CHECKPOINTS):
+                self._latest.wait_until_finished()
+        except TrainingError as error:
+            if jax.process_count() > 1:
+                raise
+            print(f"warning: {str(error).split('; earlier')[0]}; the next state is tried", file=sys.stderr)
+            self._latest.reload()
+            self._owing = True
+
     def save(self, state: TrainState, iterator: Any, meta: dict[str, Any]) -> None:
-        """Starts writing one step; `meta` is JSON (identity, best value so far).
+        """Starts writing one step; `meta` is JSON (identity, best value so far). A step that is there is left alone.
 
         Raises:
-          TrainingError: this or an earlier write failed; complete checkpoints stay as they are.
+          TrainingError: this write failed at once, or it failed after the one before had; complete checkpoints stay as
+            they are. Several processes: an earlier write failed.
         """
-        step = int(state.step)
+        self.tried = step = int(state.step)
+        self._settle()
         if step in self._latest.all_steps():
             return
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _arrays_of(state).items()}
         # The position is the same in every process, and means the same with any number of them.
-        position = ocp.args.JsonSave(iterator.get_state())
-        text = {**copy.deepcopy(meta), CHECKSUMS: checksums.checksums(_arrays_of(state))}  # written in the background
-        items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(text))
+        position, text = iterator.get_state(), copy.deepcopy(meta)  # JSON is written in the background
+        written = checksums.checksums(_arrays_of(state))
+        written |= {"data": checksums.of_json(position), "meta": checksums.of_json(text)}
+        items = ocp.args.Composite(
+            **arrays, data=ocp.args.JsonSave(position), meta=ocp.args.JsonSave({**text, CHECKSUMS: written})
+        )
         with writing(self.workdir / CHECKPOINTS):
-            self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
-            self._latest.save(step, args=items)
+            if not self._latest.save(step, args=items):
+                raise ValueError(f"step {step} is not after {sorted(self._latest.all_steps())}")
+            if self._owing:
+                self._latest.wait_until_finished()
+        self._owing = False
 
     def restore(
         self, state: TrainState, iterator: Any, check: Callable[[dict[str, Any], str], None] = lambda meta, where: None
@@ -125,7 +170,8 @@ class Checkpoints:
         read = {name: ocp.args.JsonRestore() for name in ("meta", "data")}
         with reading(folder):
             texts = self._latest.restore(step, args=ocp.args.Composite(**read))
-        written = texts["meta"].pop(CHECKSUMS, {})
+            written = texts["meta"].pop(CHECKSUMS, {})
+            checksums.check_json({name: texts[name] for name in read}, written)
         check(texts["meta"], str(folder))
         self._check_shapes(folder, state)
         templates = {
@@ -168,14 +214,40 @@ class Checkpoints:
             )
 
     def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Replaces the best checkpoint; the old one is deleted after the new one is whole. Steps must grow."""
-        model = without_companions(state.model)
-        text = {**copy.deepcopy(meta), CHECKSUMS: checksums.checksums({"model": model})}
-        items = ocp.args.Composite(model=ocp.args.StandardSave(model), meta=ocp.args.JsonSave(text))
+        """Writes a best checkpoint and returns when it is whole; those before it stay. Steps must grow.
+
+        Raises:
+          TrainingError: it cannot be written; those before it stay as they are.
+        """
+        model, text = without_companions(state.model), copy.deepcopy(meta)
+        written = checksums.checksums({"model": model}) | {"meta": checksums.of_json(text)}
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model), meta=ocp.args.JsonSave({**text, CHECKSUMS: written})
+        )
         with writing(self.workdir / BEST):
-            self._best.wait_until_finished()
             if not self._best.save(int(state.step), args=items):
                 raise ValueError(f"step {int(state.step)} is not after {self.best_steps}")
+            self._best.wait_until_finished()
+
+    def tidy_best(self) -> None:
+        """Deletes the best checkpoints but the newest of all and, for each checkpoint kept, the newest up to it."""
+        steps = self.best_steps
+        wanted = {max((best for best in steps if best <= kept), default=-1) for kept in self._latest.all_steps()}
+        for step in steps[:-1]:
+            if step not in wanted:
+                self._best.delete(step)
+
+    def best_meta(self) -> dict[str, Any] | None:
+        """What the newest best checkpoint says of itself; None if there is none.
+
+        Raises:
+          DamagedError: it cannot be read.
+        """
+        if not self.best_steps:
+            return None
+        place = self.workdir / BEST / str(self.best_steps[-1])
+        with reading(place):
+            return read_meta(place)[0]
 
     def forget_best_after(self, step: int) -> None:
         """Deletes best checkpoints of steps that a resumed run has yet to reach: another trajectory wrote them."""
@@ -184,10 +256,9 @@ class Checkpoints:
                 self._best.delete(old)
 
     def wait(self) -> None:
-        """Returns when everything that was begun is written (`TrainingError` if that failed)."""
-        with writing(self.workdir):
+        """Returns when what was begun is written (`TrainingError` if that failed)."""
+        with writing(self.workdir / CHECKPOINTS):
             self._latest.wait_until_finished()
-            self._best.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
