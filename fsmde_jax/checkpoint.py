@@ -1,16 +1,7 @@
-"""Checkpoints of a run: state, data iterator and what the run is made of, in one orbax step each.
+"""Reads what `run_checkpoints` has written, for evaluation, prediction and export; folders of arrays with a card."""
 
-`<workdir>/checkpoints/<step>/` holds the newest few for resuming, `<workdir>/best/<step>/` the one best evaluation
-(parameters only). Orbax writes to a temporary name and renames, so a step that was killed while being written is never
-taken for a whole one.
-"""
-
-import copy
 import json
 import shutil
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,221 +10,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fsmde_jax import checksums
-from fsmde_jax.checkpoint_errors import ANEW, DamagedError, reading, without_warnings, writing
-from fsmde_jax.compatible import differences
+from fsmde_jax.checkpoint_errors import ANEW, reading, without_warnings, writing
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.models.projector import PROJECTOR_SCOPE
 from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE
-from fsmde_jax.state import TrainState
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
-DAMAGED = "damaged"  # where a checkpoint goes that cannot be read
 
 CHECKSUMS = "checksums"  # in the JSON of a step: CRC-32C of what it holds
 
 TRAINING_ONLY = (PROJECTOR_SCOPE, TEACHER_BINS_SCOPE)  # scopes that are trained beside a student, and left behind
-
-
-def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-    try:
-        return ocp.CheckpointManager(folder.resolve(), options=options)
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot write here ({error}); choose another --workdir") from error
-
-
-class Checkpoints:
-    """The checkpoints of one run; use as a context manager, so that writing ends before the process does.
-
-    A step holds `model` (parameters and batch statistics), `average` (theirs, where kept), `training` (step and
-    optimiser), `data` (position of the iterator) and `meta` (JSON). With several processes every one calls every
-    method, and all see one file system.
-    """
-
-    def __init__(self, workdir: Path, keep: int):
-        self.workdir = workdir
-        self._latest = _manager(workdir / CHECKPOINTS, keep)
-        self._best = _manager(workdir / BEST, 1)
-
-    @property
-    def latest_step(self) -> int | None:
-        return self._latest.latest_step()
-
-    @property
-    def best_steps(self) -> list[int]:
-        return sorted(self._best.all_steps())
-
-    def save(self, state: TrainState, iterator: Any, meta: dict[str, Any]) -> None:
-        """Starts writing one step; `meta` is JSON (identity, best value so far).
-
-        Raises:
-          TrainingError: this or an earlier write failed; complete checkpoints stay as they are.
-        """
-        step = int(state.step)
-        if step in self._latest.all_steps():
-            return
-        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _arrays_of(state).items()}
-        # The position is the same in every process, and means the same with any number of them.
-        position = ocp.args.JsonSave(iterator.get_state())
-        text = {**copy.deepcopy(meta), CHECKSUMS: checksums.checksums(_arrays_of(state))}  # written in the background
-        items = ocp.args.Composite(**arrays, data=position, meta=ocp.args.JsonSave(text))
-        with writing(self.workdir / CHECKPOINTS):
-            self._latest.wait_until_finished()  # an earlier asynchronous failure surfaces here
-            self._latest.save(step, args=items)
-
-    def restore(
-        self, state: TrainState, iterator: Any, check: Callable[[dict[str, Any], str], None] = lambda meta, where: None
-    ) -> tuple[TrainState, Any, dict[str, Any]]:
-        """The newest whole (state, iterator, meta), on the devices of `state`, which serves as the template.
-
-        A checkpoint that cannot be read, twice, is passed over with a warning for the one before it, and moved to
-        `damaged/`. Several processes might not agree on that, so there it is an error.
-
-        Args:
-          state: of the shapes and on the devices that are wanted.
-          iterator: whose position is set.
-          check: (meta, where), called before anything else is read; raises what forbids going on.
-
-        Raises:
-          TrainingError: no checkpoint is whole, or the iterator belongs to another layout of the data.
-          ConfigError: the checkpoint holds other parameters than `state`.
-        """
-        damaged: list[tuple[int, DamagedError]] = []
-        for step in sorted(self._latest.all_steps(), reverse=True):
-            try:
-                restored = self._restore(step, state, iterator, check)
-            except DamagedError:
-                if jax.process_count() > 1:
-                    raise
-                time.sleep(1)  # a file server may have hesitated
-                try:
-                    restored = self._restore(step, state, iterator, check)
-                except DamagedError as error:
-                    damaged.append((step, error))
-                    continue
-            for bad, why in damaged:
-                place = self._set_aside(bad)
-                print(f"warning: {str(why).split('; delete')[0]}: moved to {place}", file=sys.stderr)
-                print(f"warning: going on from step {step} instead of {bad}", file=sys.stderr)
-            return restored
-        if len(damaged) > 1:
-            raise TrainingError(
-                f"{self.workdir / CHECKPOINTS}: all {len(damaged)} checkpoints are damaged; the newest: {damaged[0][1]}"
-            )
-        raise damaged[0][1] if damaged else TrainingError(f"{self.workdir / CHECKPOINTS}: no checkpoint to go on from")
-
-    def _restore(
-        self, step: int, state: TrainState, iterator: Any, check: Callable[[dict[str, Any], str], None]
-    ) -> tuple[TrainState, Any, dict[str, Any]]:
-        folder = self.workdir / CHECKPOINTS / str(step)
-        if list((folder / "data").glob("process_*-of-*.json")):
-            raise ConfigError(
-                f"{folder}: written by an older version, whose data position cannot be read; start anew from its"
-                " parameters: another --workdir, with --init_from"
-            )
-        read = {name: ocp.args.JsonRestore() for name in ("meta", "data")}
-        with reading(folder):
-            texts = self._latest.restore(step, args=ocp.args.Composite(**read))
-        written = texts["meta"].pop(CHECKSUMS, {})
-        check(texts["meta"], str(folder))
-        self._check_shapes(folder, state)
-        templates = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-            for name, tree in _arrays_of(state).items()
-        }
-        with reading(folder):
-            got = self._latest.restore(step, args=ocp.args.Composite(**templates))
-            checksums.check({name: got[name] for name in templates}, written)
-        iterator.set_state(texts["data"])
-        average = got["average"] if "average" in templates else None
-        return TrainState(**got["model"], **got["training"], average=average), iterator, texts["meta"]
-
-    def _set_aside(self, step: int) -> Path:
-        """Moves a damaged checkpoint out of the way; where it is now."""
-        place, number = self.workdir / DAMAGED / str(step), 1
-        while place.exists():
-            number += 1
-            place = place.with_name(f"{step}_{number}")
-        place.parent.mkdir(exist_ok=True)
-        (self.workdir / CHECKPOINTS / str(step)).rename(place)
-        self._latest.reload()
-        return place
-
-    def _check_shapes(self, folder: Path, state: TrainState) -> None:
-        """Raises `ConfigError` where a checkpoint holds other arrays than `state`: that is no damage."""
-        found, training = (_saved_shapes(folder, name) for name in ("model", "training"))
-        if lines := differences(found, _flat_shapes(_model(state))):
-            shown = "\n  ".join(lines[:10] + [f"and {len(lines) - 10} more"] * (len(lines) > 10))
-            raise ConfigError(
-                f"{folder} holds other trained parameters than this config:\n  {shown}\nUndo the change (of the"
-                " teacher, say), or choose a new --workdir (with --init_from to start from these parameters)."
-            )
-        # Names differ between optax's states and what orbax reads of them, shapes and their order do not.
-        kept = _flat_shapes(_arrays_of(state)["training"])
-        if sorted(training.values()) != sorted(kept.values()):
-            raise ConfigError(
-                f"{folder} holds the state of another optimiser ({len(training)} arrays, not {len(kept)}): an older"
-                " version wrote it; choose a new --workdir (with --init_from to start from these parameters)."
-            )
-
-    def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Replaces the best checkpoint; the old one is deleted after the new one is whole. Steps must grow."""
-        model = without_companions(state.model)
-        text = {**copy.deepcopy(meta), CHECKSUMS: checksums.checksums({"model": model})}
-        items = ocp.args.Composite(model=ocp.args.StandardSave(model), meta=ocp.args.JsonSave(text))
-        with writing(self.workdir / BEST):
-            self._best.wait_until_finished()
-            if not self._best.save(int(state.step), args=items):
-                raise ValueError(f"step {int(state.step)} is not after {self.best_steps}")
-
-    def forget_best_after(self, step: int) -> None:
-        """Deletes best checkpoints of steps that a resumed run has yet to reach: another trajectory wrote them."""
-        for old in self.best_steps:
-            if old > step:
-                self._best.delete(old)
-
-    def wait(self) -> None:
-        """Returns when everything that was begun is written (`TrainingError` if that failed)."""
-        with writing(self.workdir):
-            self._latest.wait_until_finished()
-            self._best.wait_until_finished()
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            self.wait()
-        for manager in (self._latest, self._best):
-            try:
-                manager.close()
-            except (OSError, ValueError, RuntimeError):
-                if error is None:  # else the first error is the one to show
-                    raise
-
-
-def _model(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _arrays_of(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint that hold arrays."""
-    average = {} if state.average is None else {"average": state.average}
-    return {"model": _model(state), "training": {"step": state.step, "opt_state": state.opt_state}, **average}
-
-
-def _saved_shapes(folder: Path, name: str) -> dict[str, Any]:
-    """Shapes of the arrays in an item of a checkpoint (`DamagedError` where they are not known)."""
-    with reading(folder), without_warnings(), ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata((folder / name).resolve()).item_metadata
-        if saved is None:
-            raise ValueError("its list of arrays cannot be read")
-        return _flat_shapes(dict(saved.tree))
-
-
-def _flat_shapes(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def without_companions(model: dict[str, Any]) -> dict[str, Any]:
@@ -280,9 +67,17 @@ def read_parameters(workdir: Path, which: str) -> tuple[dict[str, Any], dict[str
     with reading(folder / str(step)):
         item = "average" if (place / "average").is_dir() else "model"
         model = _arrays(place / item)
-        meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
-        checksums.check({item: model}, meta.pop(CHECKSUMS, {}))
+        meta, written = read_meta(place)
+        checksums.check({item: model}, written)
     return without_companions(model), meta, step
+
+
+def read_meta(place: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """(what the step in folder `place` says of itself, its checksums); `ValueError` where it was not written so."""
+    meta = json.loads((place / "meta" / "metadata").read_text(encoding="utf-8"))
+    written = meta.pop(CHECKSUMS, {})
+    checksums.check_json({"meta": meta}, written)
+    return meta, written
 
 
 def _arrays(place: Path) -> Any:

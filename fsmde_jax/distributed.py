@@ -34,6 +34,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     Raises:
       ConfigError: they cannot be found out. (Where the others do not answer in time JAX itself ends the process.)
     """
+    jax.config.update("jax_enable_preemption_service", False)  # would take SIGTERM for good; see `preemption`
     try:
         jax.distributed.initialize(
             coordinator or None, processes or None, None if process < 0 else process,
@@ -52,11 +53,12 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
 @contextlib.contextmanager
 def ending_with_peers() -> Iterator[None]:
     """Ends this one of several processes at once, with a message, after an error of its own or where another has gone:
-    the others then notice that it is gone instead of waiting for it."""
+    the others then notice that it is gone instead of waiting for it. An error that all have passes: they end together.
+    """
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or getattr(error, "agreed", False):
+        if jax.process_count() == 1 or (isinstance(error, FsmdeError) and error.agreed):
             raise
         who = f"process {jax.process_index()} of {jax.process_count()}"
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -78,6 +80,11 @@ def ending_with_peers() -> Iterator[None]:
 def is_main() -> bool:
     """Whether this is the process that prints and writes."""
     return jax.process_index() == 0
+
+
+def from_main(flag: bool) -> bool:
+    """What process 0 says, in all processes."""
+    return bool(total({"flag": int(flag and is_main())})["flag"])
 
 
 def total(tree: dict[str, Any]) -> dict[str, Any]:

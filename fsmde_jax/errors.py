@@ -10,9 +10,13 @@ from collections.abc import Iterator
 
 
 class FsmdeError(Exception):
-    """Base class of every error that the user can mend; `status` is what the process ends with."""
+    """Base class of every error that the user can mend.
+
+    `status` is what the process ends with; `agreed`: of several processes all have this error, at the same point.
+    """
 
     status = 1
+    agreed = False
 
 
 class DataError(FsmdeError):

@@ -20,6 +20,7 @@ from fsmde_jax.data.schema import RigSample
 from fsmde_jax.errors import DataError, TrainingError
 from fsmde_jax.eval_data import check_records, dense_maps, flip_batch, hide_cameras, label_maps, split_cameras
 from fsmde_jax.eval_options import EvalOptions, check, options_from
+from fsmde_jax.preemption import Stopped
 from fsmde_jax.protocols import PointRule, SurroundProtocol, VfdepthProtocol
 from fsmde_jax.results import Results
 from fsmde_jax.state import make_predict
@@ -63,7 +64,7 @@ def _protocol(
 
 def evaluate(
     predict_fn: PredictFn, records: Records, options: EvalOptions, *, run_identity: dict[str, Any] | None = None,
-    baselines: Mapping[str, PredictFn] | None = None,
+    baselines: Mapping[str, PredictFn] | None = None, stop: Callable[[], int] = lambda: 0,
 ) -> Results:  # fmt: skip
     """Measures `predict_fn` on `records`.
 
@@ -75,13 +76,15 @@ def evaluate(
       options: see `EvalOptions`.
       run_identity: stored with the results.
       baselines: {name: predictor on NumPy batches}, measured on the same samples without test-time augmentation.
+      stop: asked after every batch, equally often in each of several processes; a signal that it returns ends it.
 
     Raises:
+      Stopped: `stop` has returned a signal.
       ConfigError, DataError: see `check_records`, and damaged records.
       TrainingError: a prediction is not finite; names the sample.
     """
     title, count = check_records(records, options)
-    start, stop = _share(count)
+    start, end = _share(count)
     rule = records.manifest.point_rule
     protocol = _protocol(options, rule)
     others = {name: (fn, _protocol(options, rule, extras=False)) for name, fn in (baselines or {}).items()}
@@ -89,7 +92,7 @@ def evaluate(
         min_depth=options.min_depth, max_depth=options.max_depth, point_rule=rule, truth=options.ground_truth
     )
     names, kept, hidden = split_cameras(records.cameras, options.drop_cameras)
-    own = stop - start
+    own = end - start
     wanted = {int(i) for i in np.linspace(0, own - 1, min(options.num_pictures, own)).round()}
     pictures: list[tuple[str, np.ndarray]] = []
 
@@ -116,13 +119,19 @@ def evaluate(
             bar.update()
 
     batches = pipeline.eval_batches(
-        records, options.image_size, options.batch_size, options.limit, start=start, stop=stop,
+        records, options.image_size, options.batch_size, options.limit, start=start, stop=end,
         num_threads=options.num_threads,
     )  # fmt: skip
+
+    def ask() -> None:
+        if number := stop():
+            raise Stopped(f"evaluation stopped by signal {number}", number)
+
     silent = None if distributed.is_main() else True  # None: as the terminal is
     with tqdm(total=own, desc="evaluate", unit="rig", disable=silent, dynamic_ncols=True) as bar:
         pending: tuple[Any, ...] | None = None
         for batch, samples, indices in batches:
+            ask()
             hide_cameras(batch, hidden)
             prediction = _predict(predict_fn, batch, samples, options)  # the device works while the host measures
             if pending is not None:
@@ -130,6 +139,9 @@ def evaluate(
             pending = (prediction, batch, samples, indices)
         if pending is not None:
             consume(*pending)
+    largest = -(-_share(count, 0)[1] // options.batch_size)
+    for _ in range(largest - -(-own // options.batch_size)):  # a share of fewer batches
+        ask()
     for each in (protocol, known, *(other for _, other in others.values())):
         each.set_totals(distributed.total(each.totals()))
     if protocol.samples != count:
@@ -151,11 +163,14 @@ def evaluate(
     )  # fmt: skip
 
 
-def _share(count: int) -> tuple[int, int]:
-    """The samples [start, stop) that this process evaluates: whole groups of those that P2 pools."""
+def _share(count: int, process: int | None = None) -> tuple[int, int]:
+    """The samples [start, stop) that a process (default: this one) evaluates: whole groups of those that P2 pools.
+
+    The first process has the most.
+    """
     groups = -(-count // VFDEPTH_BATCH)
     each = -(-groups // jax.process_count()) * VFDEPTH_BATCH
-    start = min(jax.process_index() * each, count)
+    start = min((jax.process_index() if process is None else process) * each, count)
     return start, min(start + each, count)
 
 
@@ -193,6 +208,16 @@ def picture_of(predict_fn: PredictFn, records: Records, index: int, options: Eva
     return _picture(depth, images, points, select_cameras(sample, names, where), options)
 
 
+def note_idle_devices(batch_size: int) -> None:
+    """Says where a process's devices will all compute the same rigs, as `sharding.spread` cannot divide a batch."""
+    devices = jax.local_device_count()
+    if batch_size % devices and distributed.is_main():
+        print(
+            f"note: eval.batch_size = {batch_size} cannot be divided over this process's {devices} devices, so an"
+            f" evaluation is as fast as on one; --config.eval.batch_size={devices} uses all"
+        )
+
+
 def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: str = "") -> Results:
     """Evaluates a run's checkpoint, or the student `init_from`, on `data.eval_records`; writes and prints the tables.
 
@@ -213,6 +238,7 @@ def evaluate_run(config: ml_collections.ConfigDict, workdir: Path, init_from: st
     config = _with_model_of(meta["identity"]["config"], config, where)
     check(config)
     options = options_from(config, num_pictures=config.eval.num_pictures)
+    note_idle_devices(options.batch_size)
     records = build.open_split(config, "eval")
     current = config.to_dict()
     model = build.build_model(config)

@@ -7,6 +7,7 @@
 Every key of configs/base.py can be overridden with --config.<key>=<value>. Running the same command again resumes.
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -54,10 +55,12 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError("--coordinator, --num_processes and --process_id belong to --distributed")
         print(f"workdir: {workdir}")
         # JAX is imported only now, so that --help and typing errors answer at once.
-        from fsmde_jax import distributed
+        from fsmde_jax import distributed, preemption
         from fsmde_jax.evaluate import evaluate_run
         from fsmde_jax.train import train
 
+        if os.getpid() == 1:
+            preemption.end_at_once()
         if _DISTRIBUTED.value:
             distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with distributed.ending_with_peers():

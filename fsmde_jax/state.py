@@ -37,6 +37,15 @@ class TrainState:
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
+def is_finite(state: TrainState) -> bool:
+    """Whether all numbers of a state are there and finite."""
+    leaves = jax.tree.leaves(state)
+    if any(leaf.is_deleted() for leaf in leaves):  # a step that failed has taken its memory
+        return False
+    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return bool(jax.jit(lambda each: jnp.stack([jnp.isfinite(x).all() for x in each]).all())(numbers))
+
+
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,

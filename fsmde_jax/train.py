@@ -20,18 +20,21 @@ from fsmde_jax import (
     evaluate,
     identity,
     optim,
+    run_checkpoints,
+    run_lock,
     sharding,
+    writer,
 )
-from fsmde_jax.checkpoint import Checkpoints
+from fsmde_jax.checkpoint_errors import DamagedError
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import Records, shared_scenes
 from fsmde_jax.errors import ConfigError, TrainingError
 from fsmde_jax.loop import Loop, best_of_what
 from fsmde_jax.models.student import ENCODER_SCOPE
+from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import TrainState, make_predict
 from fsmde_jax.students import read_student
 from fsmde_jax.teacher import open_teacher
-from fsmde_jax.writer import Writer
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = "") -> None:
@@ -43,25 +46,37 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
       init_from: whose parameters start this run (`students.read_student`); ignored on resume.
 
     Raises:
-      FsmdeError: records are missing, the config does not fit a checkpoint, or the loss is not finite.
+      FsmdeError: records are missing, the config does not fit a checkpoint, another process trains in `workdir`, the
+        loss is not finite; a signal stops it (`Stopped`).
     """
     build.check(config)
     evaluate.check(config)
     eval_options.check_best(config)
+    if distributed.is_main():
+        print(f"{jax.device_count()} device(s), {jax.devices()[0].device_kind}, of {jax.process_count()} process(es)")
     _check_batch(config)
+    mesh = sharding.make_mesh(config.train.fsdp)
     records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
     evaluate.check_records(eval_records, eval_options.options_from(config, limit=config.train.eval_samples))
     _warn_of_leakage(records, eval_records)
+    evaluate.note_idle_devices(config.eval.batch_size)
+    with run_lock.held(workdir, active=distributed.is_main()) as locked:
+        if locked:
+            run_checkpoints.remove_unfinished(workdir)
+        _train(config, workdir, init_from, mesh, records, eval_records)
+
+
+def _train(
+    config: ml_collections.ConfigDict, workdir: Path, init_from: str, mesh: jax.sharding.Mesh, records: Records,
+    eval_records: Records,
+) -> None:  # fmt: skip
     distilled = build_teacher.distilled(config, records)
-    mesh = sharding.make_mesh(config.train.fsdp)
     schedule = optim.learning_rate_schedule(
         lr=config.optim.lr, warmup_steps=config.optim.warmup_steps, steps=config.train.steps,
         final_lr_scale=config.optim.final_lr_scale,
     )  # fmt: skip
     rates = optim.learning_rates(schedule, config.train.steps)
     model, fresh_state, step_fn = build.training(config, mesh, distilled, len(records.cameras))
-    if jax.device_count() > 1 and distributed.is_main():
-        print(f"{jax.device_count()} devices ({jax.devices()[0].device_kind}) of {jax.process_count()} process(es)")
     fingerprints = {"train": records.fingerprint, "eval": eval_records.fingerprint}
     run_identity = {**identity.run_identity(config.to_dict(), fingerprints), "init_from": init_from}
     run_identity["records"] = {
@@ -76,9 +91,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
         state, teacher = fresh_state(), None
         if distilled:
             teacher = jax.device_put(distilled.frozen, sharding.by_size(distilled.frozen, mesh))
-        meta: dict[str, Any] = {"identity": run_identity, "best": None, "skipped": 0, "evaluated": 0}
-        iterator = iter(_dataset(config, records, mesh, distilled))
+        meta: dict[str, Any] = {"identity": run_identity, "best": None, "skipped": 0, "losses": []}
+        iterator, evaluated = iter(_dataset(config, records, mesh, distilled)), False
         if checkpoints.latest_step is None:
+            checkpoints.forget_best_after(0)
             state = _start(config, state, init_from)
             if state.average is not None:  # it starts where the run starts
                 begun = {"params": state.params, "batch_stats": state.batch_stats}
@@ -90,20 +106,24 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
                 _check_teacher(saved["identity"].get("teacher"), run_identity.get("teacher"), where)
 
             state, iterator, saved = checkpoints.restore(state, iterator, check)
-            meta["evaluated"] = saved.get("evaluated", int(state.step))  # older runs do not say it
-            # Of this very step, too, where a signal came before its evaluation: it is made, so written, again.
-            checkpoints.forget_best_after(int(state.step) - (meta["evaluated"] < int(state.step)))
+            step = int(state.step)
+            evaluated = distributed.from_main(writer.was_evaluated(workdir, step) if distributed.is_main() else False)
+            # Of this very step, too, where the run ended before its evaluation did: it is made, so written, again.
+            checkpoints.forget_best_after(step - (not evaluated))
             meta["best"] = _resumed_best(saved["best"], checkpoints, config, eval_records)
-            meta["skipped"] = saved.get("skipped", 0)
-            print(f"resuming {workdir} at step {int(state.step)}")
+            meta |= {"skipped": saved.get("skipped", 0), "losses": saved.get("losses", [])}  # older runs lack them
+            print(f"resuming {workdir} at step {step}")
         if distributed.is_main():
             _write_down(workdir / "config.json", config.to_dict())
             _write_down(workdir / "identity.json", run_identity)
-        with Writer(workdir, int(state.step) + 1, active=distributed.is_main()) as writer:
-            writer.text("config", f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```")
+        with writer.Writer(workdir, int(state.step) + 1, active=distributed.is_main()) as log:
+            log.text("config", f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```")
             predict = make_predict(model, build.read_fn(config))
-            loop = Loop(config, workdir, records, eval_records, predict, checkpoints, writer, meta, mesh)
-            loop.run(state, iterator, lambda state, batch, step: step_fn(state, batch, rates[step - 1], teacher))
+            loop = Loop(config, workdir, records, eval_records, predict, checkpoints, log, meta, mesh)
+            loop.run(
+                state, iterator, lambda state, batch, step: step_fn(state, batch, rates[step - 1], teacher),
+                evaluated=evaluated,
+            )  # fmt: skip
 
 
 def _write_down(path: Path, value: Any) -> None:
@@ -216,11 +236,22 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
 def _resumed_best(
     saved: dict[str, Any] | None, checkpoints: Checkpoints, config: ml_collections.ConfigDict, eval_records: Records
 ) -> dict[str, Any] | None:
-    """The best so far of a resumed run, unless its checkpoint is gone or it was measured in another way."""
-    if saved is None or saved["step"] not in checkpoints.best_steps:
+    """The best so far of a resumed run: what its newest best checkpoint says, unless it was measured in another way.
+
+    `saved`: the best before the step that the run goes on from.
+    """
+    try:
+        meta = checkpoints.best_meta()
+    except DamagedError as error:
+        print(f"warning: {error}\nwarning: the best checkpoint is chosen anew", file=sys.stderr)
         return None
-    measured = {"drop_cameras": [], **saved["measured"]}  # older runs do not say it
+    if meta is None:
+        if saved is not None:
+            print(f"note: the best checkpoint, of step {saved['step']}, is gone: the best is chosen anew")
+        return None
+    best: dict[str, Any] = meta["best"]
+    measured = {"drop_cameras": [], **best["measured"]}  # older runs do not say it
     if measured != best_of_what(config, eval_records):
         print("note: evaluations are measured in another way than before, so the best checkpoint is chosen anew")
         return None
-    return saved
+    return best

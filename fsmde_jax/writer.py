@@ -14,6 +14,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fsmde_jax.errors import TrainingError
 
+LOG = "metrics.jsonl"
+
 
 class Writer:
     """Writes `<workdir>/tensorboard/` and `<workdir>/metrics.jsonl`; use as a context manager.
@@ -30,7 +32,7 @@ class Writer:
         self._active = active
         if not active:
             return
-        self._workdir, path, board = workdir, workdir / "metrics.jsonl", workdir / "tensorboard"
+        self._workdir, path, board = workdir, workdir / LOG, workdir / "tensorboard"
         with self._writing():
             board.mkdir(parents=True, exist_ok=True)
             _drop_from(path, first_step)
@@ -94,17 +96,29 @@ class Writer:
                     raise
 
 
+def was_evaluated(workdir: Path, step: int) -> bool:
+    """Whether the log holds an evaluation of this step: its line is written when all of an evaluation is done."""
+    path = workdir / LOG
+    lines = _lines(path) if path.is_file() else []
+    return any(line["step"] == step and any(name.startswith("eval/") for name in line) for _, line in lines)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a log, as text and read; without one that a kill cut short."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            read = json.loads(line)
+            if isinstance(read["step"], int):
+                yield line, read
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+
+
 def _drop_from(path: Path, step: int) -> None:
     """Keeps the lines before `step`; a line that a kill cut short is dropped too."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
+    kept = [line for line, read in _lines(path) if read["step"] < step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     temporary.replace(path)

@@ -11,10 +11,10 @@ import numpy as np
 
 from configs import base
 from fsmde_jax import build, build_teacher, sharding
-from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import open_records
 from fsmde_jax.models import student
+from fsmde_jax.run_checkpoints import Checkpoints
 from tests.test_distillation import SIZE, TOY, ToyEncoder
 
 STEPS, BATCH = 3, 16

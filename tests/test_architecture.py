@@ -20,9 +20,9 @@ LEVELS = [
     {"fsmde_jax.build"},
     {"fsmde_jax.build_teacher"},
     {"fsmde_jax.teacher"},
-    {"fsmde_jax.students"},
+    {"fsmde_jax.students", "fsmde_jax.run_checkpoints"},
     {"fsmde_jax.checkpoint", "fsmde_jax.distillation"},
-    {"fsmde_jax.compatible", "fsmde_jax.checkpoint_errors", "fsmde_jax.checksums"},
+    {"fsmde_jax.compatible", "fsmde_jax.checkpoint_errors", "fsmde_jax.checksums", "fsmde_jax.preemption"},
     {"fsmde_jax.state", "fsmde_jax.optim", "fsmde_jax.sharding", "fsmde_jax.writer", "fsmde_jax.identity",
      "fsmde_jax.data.pipeline", "fsmde_jax.losses.total", "fsmde_jax.weights", "fsmde_jax.teacher_weights",
      "fsmde_jax.models.registry", "fsmde_jax.viz.panorama", "fsmde_jax.teacher_signal",
@@ -34,7 +34,7 @@ LEVELS = [
      "fsmde_jax.data.augment", "fsmde_jax.data.teacher_maps", "fsmde_jax.data.prefetch"},
     {"fsmde_jax.geometry", "fsmde_jax.interpolate", "fsmde_jax.data.schema", "fsmde_jax.data.tfrecord",
      "fsmde_jax.data.dense", "fsmde_jax.names", "fsmde_jax.expectation"},
-    {"fsmde_jax.distributed", "fsmde_jax.preemption", "fsmde_jax.disk"},
+    {"fsmde_jax.distributed", "fsmde_jax.disk", "fsmde_jax.run_lock"},
     {"fsmde_jax.errors", "fsmde_jax"},
 ]  # fmt: skip
 SAME_LEVEL = {
@@ -97,8 +97,8 @@ def test_imports_go_downward(module):
     ("library", "rooms"),
     [
         ("flax.linen", ("fsmde_jax.models", "fsmde_jax.state", "fsmde_jax.build")),  # the latter two: types only
-        ("orbax", ("fsmde_jax.checkpoint",)),
-        ("grain", ("fsmde_jax.data", "fsmde_jax.checkpoint")),
+        ("orbax", ("fsmde_jax.checkpoint", "fsmde_jax.run_checkpoints")),
+        ("grain", ("fsmde_jax.data",)),
         (
             "ml_collections",
             (

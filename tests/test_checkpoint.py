@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from fsmde_jax import checkpoint, checksums, compatible
-from fsmde_jax.checkpoint import Checkpoints
 from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import TrainState
 
 
@@ -206,12 +206,93 @@ def test_checksums_see_names_types_shapes_and_values():
     assert found[0] == google_crc32c.value(b"['a'] float32 (6,)" + array.tobytes())
 
 
+@pytest.mark.parametrize("item", ["data", "meta"])
+def test_a_digit_that_is_another_one_is_noticed(tmp_path, item, capsys):
+    """The position of the data, or the count of skipped steps: as JSON it is as good as the right one."""
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (3, 5):
+            iterator = make_iterator()
+            for _ in range(step):
+                next(iterator)
+            checkpoints.save(make_state(step, float(step)), iterator, {**META, "next_index": 5})
+    path = tmp_path / "checkpoints" / "5" / item / "metadata"
+    text = path.read_text()
+    assert text.count('"next_index": 5') == 1
+    path.write_text(text.replace('"next_index": 5', '"next_index": 4'))
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert int(checkpoints.restore(make_state(0, 0.0), make_iterator())[0].step) == 3
+    assert f"checkpoints/5: damaged checkpoint (its {item} is not what was written" in capsys.readouterr().err
+
+
+def test_checksums_of_json_see_values_and_not_their_order():
+    value = {"a": [1, 2.5, None, (3, 4)], "b": {"c": "x", "d": 0.1}}
+    again = json.loads(json.dumps({"b": {"d": 0.1, "c": "x"}, "a": [1, 2.5, None, [3, 4]]}))
+    assert checksums.of_json(value) == checksums.of_json(again)
+    assert checksums.of_json(value) != checksums.of_json({**value, "a": [1, 2.5, None, (3, 5)]})
+    assert checksums.of_json({"a": 1}) == google_crc32c.value(b'{"a": 1}')
+
+
+def test_of_best_checkpoints_stay_the_newest_and_those_that_a_kept_checkpoint_goes_on_from(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(1, 10):
+            if step in (3, 6):
+                checkpoints.save(make_state(step, 1.0), make_iterator(), META)
+            if step in (1, 2, 4, 5, 7, 8):
+                checkpoints.save_best(make_state(step, 1.0), {**META, "best": {"step": step}})
+        assert checkpoints.best_meta()["best"] == {"step": 8}
+        checkpoints.tidy_best()
+        assert checkpoints.best_steps == [2, 5, 8]
+        checkpoints.forget_best_after(6)
+        assert checkpoints.best_meta()["best"] == {"step": 5}
+
+
+def test_a_failed_write_is_said_and_the_next_state_is_waited_for(tmp_path):
+    """In a process of its own, where the kernel refuses large files for a while; then every write fails."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import resource, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "import numpy as np, jax.numpy as jnp\n"
+        "from fsmde_jax.run_checkpoints import Checkpoints\n"
+        "from fsmde_jax.errors import exit_with_message\n"
+        "from tests.test_checkpoint import META, make_iterator, make_state\n"
+        "def limit(size):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))\n"
+        "def save(step):\n"
+        "    checkpoints.save(make_state(step, 1.0).replace(opt_state={'mu': noise}), make_iterator(), META)\n"
+        "noise = jnp.asarray(np.random.default_rng(0).normal(size=200_000))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "with exit_with_message(), Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:\n"
+        "    save(1)\n"
+        "    checkpoints.wait()\n"
+        "    limit(20_000)\n"
+        "    save(2)\n"
+        "    while not checkpoints.failed():\n"
+        "        time.sleep(0.01)\n"
+        "    limit(resource.RLIM_INFINITY)\n"
+        "    save(3)\n"
+        "    print(checkpoints.failed(), [p.name for p in (Path(sys.argv[1]) / 'checkpoints').iterdir()])\n"
+        "    limit(20_000)\n"
+        "    save(4)\n"
+        "    save(5)\n"
+        "    print('not reached')\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1, result.stderr[-2000:]
+    assert result.stdout.startswith("False ['") and "'3'" in result.stdout and "not reached" not in result.stdout
+    assert result.stderr.count("warning: ") == 2 and result.stderr.count("\nerror: ") == 1
+    with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
+        assert checkpoints.latest_step == 3
+
+
 def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         checkpoints.save(make_state(3, 3.0), make_iterator(), META)
     path = tmp_path / "checkpoints" / "3" / "meta" / "metadata"
     content = json.loads(path.read_text())
-    assert set(content.pop(checkpoint.CHECKSUMS)) == {"model", "training"}
+    assert set(content.pop(checkpoint.CHECKSUMS)) == {"model", "training", "data", "meta"}
     path.write_text(json.dumps(content))
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         assert int(checkpoints.restore(make_state(0, 0.0), make_iterator())[0].step) == 3
@@ -244,7 +325,7 @@ def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoint(tmp_path):
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "import numpy as np, jax.numpy as jnp\n"
-        "from fsmde_jax.checkpoint import Checkpoints\n"
+        "from fsmde_jax.run_checkpoints import Checkpoints\n"
         "from fsmde_jax.errors import exit_with_message\n"
         "from tests.test_checkpoint import META, make_iterator, make_state\n"
         "import dataclasses\n"

@@ -13,13 +13,14 @@ import pytest
 from benchmarks import relations
 from configs import base
 from data_prep import nuscenes
-from fsmde_jax import build, checkpoint, consistency, relation_probe, sharding
+from fsmde_jax import build, consistency, relation_probe, sharding
 from fsmde_jax.data import schema
 from fsmde_jax.data.pipeline import eval_batches
 from fsmde_jax.data.records import open_records
 from fsmde_jax.models.student import normalise_images
 from fsmde_jax.models.teacher_images import resize_for_teacher
 from fsmde_jax.relation_probe import ColumnPrior, Tally, Truth, truth_of
+from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import init_state
 from fsmde_jax.teacher import open_teacher
 from fsmde_jax.viz.relations import Query, relation_picture
@@ -286,7 +287,7 @@ def student(folder):
     config.model.num_bins = 8
     workdir = folder / "run"
     state = init_state(build.build_model(config), optax.identity(), 0, 6, (64, 96), sharding.make_mesh())
-    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+    with Checkpoints(workdir, 1) as checkpoints:
         checkpoints.save_best(state, {"identity": {"config": config.to_dict()}})
     return workdir, config, state
 
@@ -380,7 +381,7 @@ def test_errors_say_what_to_do(folder, student, capsys, tmp_path):
 def test_a_run_that_trains_a_teacher_is_no_student(folder, student, capsys, tmp_path):
     config = ml_collections.ConfigDict(student[1].to_dict())
     config.task = "teacher"
-    with checkpoint.Checkpoints(tmp_path / "taught", 1) as checkpoints:
+    with Checkpoints(tmp_path / "taught", 1) as checkpoints:
         checkpoints.save_best(student[2], {"identity": {"config": config.to_dict()}})
     message = fails(capsys, "--records", str(folder / "mini_val"), "--student", str(tmp_path / "taught"))
     assert "trains a teacher" in message and "fsmde_jax.convert" in message

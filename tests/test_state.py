@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from fsmde_jax import sharding
-from fsmde_jax.state import init_state, make_train_step
+from fsmde_jax.state import TrainState, init_state, is_finite, make_train_step
 
 
 class Net(nn.Module):
@@ -121,3 +121,13 @@ def test_a_step_that_is_not_finite_leaves_everything_but_the_count(what):
     assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, before.params)
     assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_a_state_is_finite_where_all_numbers_are_there_and_finite():
+    state = TrainState(jnp.int32(3), {"w": jnp.ones(3)}, {}, {"count": jnp.int32(1), "mu": jnp.zeros((2, 2))})
+    assert is_finite(state)
+    assert not is_finite(state.replace(opt_state={"mu": jnp.array([1.0, jnp.inf])}))
+    assert not is_finite(state.replace(average={"params": {"w": jnp.array([jnp.nan])}}))
+    taken = jnp.ones(3)
+    taken.delete()
+    assert not is_finite(state.replace(params={"w": taken}))

@@ -229,9 +229,15 @@ def test_loss_that_is_not_finite_stops_with_step_terms_and_records(records, tmp_
         train(config, tmp_path / "run")
     message = str(error.value)
     assert "not finite" in message and "param_norm = inf" in message and "silog = " in message
-    assert message.startswith("step 1: ")  # before anything of it is saved
+    assert message.startswith("step 1: ")
     assert message.count(".tfrecord-0000") == 2 and message.count("sample sample-") == 2
-    assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    tree, meta, step = final_parameters(tmp_path / "run")  # what was good stays, at the step that had begun meanwhile
+    assert step == meta["skipped"] == 2 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+    again = r"2 steps of this run were not finite[\s\S]*to go on from step 2, raise it"
+    with pytest.raises(TrainingError, match=again):  # a scheduler's next try ends at once
+        train(config, tmp_path / "run")
+    train(make_config(records, **{"train.max_skipped_steps": 2, "train.steps": 3, "optim.lr": 1e-4}), tmp_path / "run")
+    assert final_parameters(tmp_path / "run")[2] == 3
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(records, tmp_path, capsys):
@@ -294,12 +300,24 @@ def test_a_run_told_to_stop_writes_a_checkpoint_and_goes_on_bit_for_bit(records,
     jax.tree.map(np.testing.assert_array_equal, final_parameters(workdir)[0], final_parameters(whole_run)[0])
 
 
+def told_at(patch, step):
+    """This process gets SIGTERM while a run is at `step`, once its line is in the log."""
+    real = loop.Loop._log
+
+    def log(self, now, *rest):
+        real(self, now, *rest)
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(loop.Loop, "_log", log)
+
+
 @pytest.mark.parametrize("step", [4, 8])
 def test_an_evaluation_that_a_signal_forestalled_is_made_up_for(records, whole_run, tmp_path, monkeypatch, step):
     """At a step with an evaluation, and at the last one; twice, as if killed before another checkpoint was written."""
     workdir, config = tmp_path / "run", make_config(records, **{"train.eval_every": 4, "train.checkpoint_every": 100})
     with monkeypatch.context() as patch:
-        patch.setattr(loop.StopSignal, "reached", lambda self, now: signal.SIGTERM if now == step else 0)
+        told_at(patch, step)
         with pytest.raises(Stopped, match=f"after step {step}"):
             train(config, workdir)
     assert step not in losses(workdir, "eval/metric/abs_rel")
