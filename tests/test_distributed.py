@@ -39,19 +39,23 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def environment(devices):
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+def environment(devices, **others):
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **others}
 
 
-def start(config, folder, workdir, mode="train_and_evaluate"):
-    """Both processes of a run."""
+def start(config, folder, workdir, mode="train_and_evaluate", toy=False, **others):
+    """Both processes of a run; `toy`: with an encoder that compiles at once; others: of their environment."""
     command = command_line(config, folder / "config.py", workdir)
     command[command.index("--mode") + 1] = mode
+    if toy:
+        command[command.index("fsmde_jax.main")] = "tests.toy_run"
     port = free_port()
+    # The first process alone would find programs in a cache, and wait for the other's compiling no longer than 30 s.
+    others = {"JAX_ENABLE_COMPILATION_CACHE": "0", **others}
     flags = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
     return [
         subprocess.Popen(
-            [*command, *flags, f"--process_id={k}"], cwd=ROOT, env=environment(4), stdout=subprocess.PIPE,
+            [*command, *flags, f"--process_id={k}"], cwd=ROOT, env=environment(4, **others), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )
         for k in (0, 1)
@@ -96,9 +100,13 @@ def check_same(workdir, alone):
         assert tables[1]["table"]["metric"]["all"][name] == pytest.approx(value, rel=1e-2), name
 
 
-def test_two_processes_are_the_run_of_one(records, alone, tmp_path):
-    """Records dealt out, FSDP over both, one set of files, evaluation merged; the losses of one process to 1e-3."""
-    processes = start(config_of(records, **{"train.fsdp": 2}), tmp_path, tmp_path / "run")
+@pytest.mark.parametrize("fsdp", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_two_processes_are_the_run_of_one(records, alone, tmp_path, fsdp):
+    """Records dealt out, one set of files, evaluation merged; the losses of one process to 1e-3.
+
+    Parameters are divided within each process, or, over eight devices, so that each process holds half of them.
+    """
+    processes = start(config_of(records, **{"train.fsdp": fsdp}), tmp_path, tmp_path / "run")
     said, codes = ended(processes)
     assert codes == [0, 0], "\n".join(said)
     check_same(tmp_path / "run", alone)
@@ -167,6 +175,70 @@ def test_a_signal_to_one_process_stops_both_at_one_step(records, tmp_path):
     assert codes == [143, 143], "\n".join(said)
     steps = [int(re.search(r"stopped by signal 15 after step (\d+)", text).group(1)) for text in said]
     assert steps[0] == steps[1] == checkpoint.read_parameters(workdir, "latest")[2]
+
+
+def wait_for(condition, processes):
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError(ended(processes, 10))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_an_evaluation_in_both(records, tmp_path):
+    """Between batches, with the step's checkpoint; shares of eight and three rigs are asked for equally often."""
+    workdir = tmp_path / "run"
+    config = config_of(records, **{"train.eval_every": 3, "train.checkpoint_every": 3})
+    processes = start(config, tmp_path, workdir, "train", toy=True, TOY_EVALUATION="3")
+    wait_for((workdir / "checkpoints" / "3").is_dir, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    said, codes = ended(processes, 120)
+    assert codes == [143, 143], "\n".join(said)
+    assert time.monotonic() - told < 20  # of 24 s and more
+    assert all("stopped by signal 15 after step 3; its checkpoint is written" in text for text in said)
+    assert not losses(workdir, "eval/metric/abs_rel")
+    said, codes = ended(start(config, tmp_path, workdir, "train", toy=True))
+    assert codes == [0, 0], "\n".join(said)
+    assert sorted(losses(workdir, "eval/metric/abs_rel")) == [3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_a_signal_outside_of_the_loop_ends_a_process_at_once(records, tmp_path, mode):
+    """While a run that goes on starts, and in an evaluation of its own: there is nothing to lose."""
+    workdir = tmp_path / "run"
+    config = config_of(records, **{"train.steps": 2})
+    said, codes = ended(start(config, tmp_path, workdir, "train", toy=True))
+    assert codes == [0, 0], "\n".join(said)
+    config.train.steps = 2000
+    (workdir / "config.json").unlink()
+    processes = start(config, tmp_path, workdir, mode, toy=True, TOY_EVALUATION="30")
+    if mode == "train":  # all but the evaluation of step 2 that the higher number of steps makes due
+        wait_for((workdir / "config.json").is_file, processes)
+    else:
+        time.sleep(25)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    said, codes = ended(processes, 100)
+    assert time.monotonic() - told < 30
+    assert -signal.SIGTERM in codes, "\n".join(said)  # a shell's 143; one that sees the other go first may end by that
+    assert max(losses(workdir)) == 2
+
+
+@pytest.mark.slow
+def test_of_steps_that_are_not_finite_each_process_names_its_records(records, tmp_path):
+    wild = {"optim.lr": 1e30, "optim.clip_norm": 0.0, "optim.warmup_steps": 0, "train.max_skipped_steps": 0}
+    processes = start(config_of(records, **wild), tmp_path, tmp_path / "run", "train", toy=True)
+    said, codes = ended(processes, 200)
+    assert codes == [1, 1], "\n".join(said)
+    for k, text in enumerate(said):
+        assert f"error: process {k}: step 1: the loss or its gradient is not finite" in text
+        assert text.split("error: ")[1].count(": sample ") == 4  # of eight rigs
+    assert checkpoint.read_parameters(tmp_path / "run", "latest")[2] == 2
 
 
 def test_processes_that_do_not_find_each_other_say_what_to_give(tmp_path):

@@ -12,12 +12,17 @@ from absl import app
 
 from fsmde_jax import evaluate, main
 from fsmde_jax.models import student
-from tests.test_distillation import ToyEncoder
 
 
 def toy() -> None:
     """Puts the toys in place of what they stand for."""
-    student.make_encoder = lambda encoder, dtype, name: ToyEncoder(name=name)
+
+    def make_encoder(encoder, dtype, name):
+        from tests.test_distillation import ToyEncoder  # computes, which has to wait for the other processes
+
+        return ToyEncoder(name=name)
+
+    student.make_encoder = make_encoder
     jax.config.update("jax_disable_most_optimizations", True)
     predict, seconds = evaluate._predict, float(os.environ.get("TOY_EVALUATION", "0"))
 
