@@ -111,12 +111,43 @@ class Ours:
 
         return call
 
+    def input(self) -> Callable[[], Any]:
+        """A call that makes the next batch in one thread (decode, augment, rasterise) and puts it on the devices."""
+        import jax
+
+        from fsmde_jax import build, sharding
+        from fsmde_jax.data import pipeline
+
+        records: Any = _Stored(self.batch)
+        stream = pipeline.train_dataset(
+            records, image_size=self.config.data.image_size, batch_size=self.config.data.batch_size, seed=0,
+            augment=build.augment_options(self.config), num_threads=0, clean_images=True,
+        )  # fmt: skip
+        iterator, placed = iter(stream), sharding.batch_sharding(self.mesh)
+
+        def call() -> Any:
+            batch = pipeline.put_batch(next(iterator), placed)
+            return jax.block_until_ready({name: array for name, array in batch.items() if name != "record_index"})
+
+        return call
+
     def parts(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """Name -> (jitted function, its arguments)."""
         import jax
+        import jax.numpy as jnp
+        import optax
 
-        from fsmde_jax import teacher_signal
+        from fsmde_jax import optim, teacher_signal
         from fsmde_jax.models.student import normalise_images
+
+        o = self.config.optim
+        optimizer = optim.make_optimizer(
+            weight_decay=o.weight_decay, clip_norm=o.clip_norm, encoder_lr_scale=o.encoder_lr_scale
+        )
+
+        def update(params: Any, opt_state: Any, gradients: Any) -> Any:
+            updates, opt_state = optimizer.update(gradients, opt_state, params)
+            return optax.apply_updates(params, optax.tree.scale(1e-4, updates)), opt_state
 
         loss, params, stats = self.distilled.loss, self.state.params, self.state.batch_stats
         keep = jax.tree.map(lambda leaf: leaf + 0, (params, stats))  # the step reuses the memory of its state
@@ -136,11 +167,13 @@ class Ours:
             return cached(outputs, batch, params, None)[0]
 
         maps = jax.jit(run_teacher)(self.frozen, self.on_device)
+        moments, gradients = (jax.tree.map(jnp.copy, tree) for tree in (self.state.opt_state, keep[0]))
         given = (*keep, self.on_device, maps)
         return {
             "teacher": (jax.jit(run_teacher), (self.frozen, self.on_device)),
             "student forward": (jax.jit(value), given),
             "forward and backward": (jax.jit(jax.value_and_grad(value)), given),
+            "update": (jax.jit(update), (keep[0], moments, gradients)),
         }
 
 
@@ -160,6 +193,42 @@ class _Records:
 
     def __getitem__(self, index: int) -> Any:
         return self._sample
+
+
+class _Stored:
+    """Stands for records: one rig, whose JPEGs lie in memory, again and again."""
+
+    fingerprint = "benchmark"
+
+    def __init__(self, batch: dict[str, np.ndarray]):
+        import cv2
+
+        from fsmde_jax.data.schema import RigSample
+
+        count, height, width = batch["images"].shape[1:4]
+        self.cameras = [f"CAM_{k}" for k in range(count)]
+        size, none = np.tile(np.array((height, width)), (count, 1)), np.zeros((0, 3), np.float32)
+        points = []
+        for depth in batch["depth"][0]:
+            v, u = np.nonzero(depth)
+            points.append(np.stack([u, v, depth[v, u]], 1).astype(np.float32))
+        self._sample = RigSample(
+            sample_id="0", scene="0", timestamp_us=0, camera_names=self.cameras,
+            images=[cv2.imencode(".jpg", image)[1].tobytes() for image in batch["images"][0]], image_size=size,
+            native_size=size, intrinsics=batch["intrinsics"][0], cam_to_ego=batch["cam_to_ego"][0],
+            ego_to_global=batch["ego_to_global"][0], global_origin=np.zeros(3, np.int64),
+            camera_timestamps_us=np.zeros(count, np.int64), points=points, extra_points=[none] * count,
+            ego_masks=[b""] * count, dense_depth=[b""] * count,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return self._sample
+
+    def where(self, index: int) -> str:
+        return "benchmark"
 
 
 def _ported(reference: Any) -> Any:

@@ -258,16 +258,18 @@ def bfloat16_deviation(model: Any, size: str, variant: str) -> dict[str, float]:
 def raised_peak(call: Callable[[], Any]) -> float:
     """MB by which a call raises this process's peak of resident memory (Linux)."""
 
-    def status(key: str) -> int:
-        return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
-
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = status("VmRSS")
+    before = resident()
     call()
-    return (status("VmHWM") - before) / 1024
+    return resident("VmHWM") - before
 
 
-def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
+def resident(key: str = "VmRSS") -> float:
+    """MB of this process's resident memory (Linux)."""
+    return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) / 1024
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function` returns in a fresh process."""
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

@@ -170,11 +170,16 @@ def soft_assign(r: torch.Tensor, size: torch.Size, bins: int) -> torch.Tensor:
 
 
 class Step:
-    """One training step: teacher, student, SILog + KL of bin probabilities, clipping, AdamW; seconds by part."""
+    """One training step: teacher, student, SILog + KL of bin probabilities, clipping, AdamW; seconds by part.
+
+    `autocast`: both networks compute in bfloat16 where torch.autocast has them do so; losses stay float32.
+    """
 
     def __init__(
-        self, student: Student, teacher: Any, *, lr: float, compiled: bool = False, channels_last: bool = False
-    ):
+        self, student: Student, teacher: Any, *, lr: float, compiled: bool = False, channels_last: bool = False,
+        autocast: bool = False,
+    ):  # fmt: skip
+        self.autocast = autocast
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model: Any = student.to(memory_format=self.layout).train()  # type: ignore[call-overload]
         self.forward: Callable[..., Any] = torch.compile(self.model) if compiled else self.model
@@ -193,10 +198,12 @@ class Step:
                 torch.cuda.synchronize()
             clock.append(time.perf_counter())
 
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             relative = self.teacher(small).predicted_depth.float()
         lap()
-        logits, _, depth = self.forward(images.contiguous(memory_format=self.layout), ratio)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
+            logits, _, depth = self.forward(images.contiguous(memory_format=self.layout), ratio)
+        logits, depth = logits.float(), depth.float()
         target = soft_assign(relative, logits.shape[2:], logits.shape[1])
         own = logits.log_softmax(1)
         loss = silog(depth, label, rigs, 0.85) + (target.exp() * (target - own)).sum(1).mean()

@@ -1,7 +1,7 @@
 """Speed of the whole distillation step and of its parts, beside the same step in PyTorch and the machine's own peak.
 
     python -m benchmarks.train_step --compile                  # six 352x640 views, teacher Small, beside PyTorch
-    python -m benchmarks.train_step --dtype bfloat16 --batch 8 --no-torch # on a GPU
+    python -m benchmarks.train_step --dtype bfloat16 --batch 8 # on a GPU
 
 One step is: frozen teacher, student, losses, gradient, clipping, AdamW. For the comparison both sides have ResNet-18
 (random), SILog and the KL of bin probabilities by `soft_assign`, and Depth Anything V2 Small with the same random
@@ -10,10 +10,14 @@ compiled with --compile; it is spared normalising and resizing the images. All s
 the same cores and with the same settings of malloc (`benchmarks.teacher`); compilation is timed apart, cold and from
 JAX's persistent cache.
 
-Parts here are programs of their own: the teacher; the student's forward with the loss; that and its gradient. What is
-left of the whole step to the teacher and the gradient is the update and what the parts share. `share of peak` is of the
-rate at which this machine multiplies float32 (or bfloat16) matrices of 4096 x 4096 (2048 on a CPU), measured in the
-same run; `bandwidth` is that of adding two large arrays. Operations are those that XLA counts before compilation.
+Parts here are programs of their own: the teacher; the student's forward with the loss; that and its gradient; clipping
+and AdamW; and the input, a batch made in one thread from JPEGs in memory, which in training runs beside the step. The
+backward pass is a difference, and so is what the parts leave of the whole step. `share of peak` is of the rate at which
+this machine multiplies float32 (or bfloat16) matrices of 4096 x 4096 (2048 on a CPU), measured in the same run, and
+`share of bandwidth` of that at which it adds two large arrays. Operations are those that XLA counts before compilation;
+bytes those of the compiled program, which may come from a cache, so that their share can be above 100 %. Memory is that
+of a process of its own (on an accelerator, of the device), the step compiled and run once before; what compiling took
+there is not given back under these settings of malloc, and counts as there before the step.
 """
 
 import argparse
@@ -33,7 +37,9 @@ if not __package__:  # run as a file: its folder holds data_prep.py, which would
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import teacher
-from benchmarks.step import Ours
+from benchmarks.step import Ours, configured
+
+EAGER = "PyTorch eager"
 
 
 def torch_sides(ours: Ours, reference: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -43,13 +49,11 @@ def torch_sides(ours: Ours, reference: Any, args: argparse.Namespace) -> dict[st
     import torch
 
     from benchmarks import torch_student
-    from fsmde_jax.models import depth_bins
     from fsmde_jax.models.student import normalise_images
     from fsmde_jax.models.teacher_images import resize_for_teacher
 
     torch.set_num_threads(args.threads)
     device, m = teacher.torch_device(), ours.config.model
-    span = depth_bins.canonical_range(m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range))
     x = normalise_images(ours.batch["images"])
     small = np.array(resize_for_teacher(x, *ours.distilled.loss.size))
     height, width = ours.config.data.image_size
@@ -62,15 +66,64 @@ def torch_sides(ours: Ours, reference: Any, args: argparse.Namespace) -> dict[st
 
     ratio = tensor(ours.batch["intrinsics"][..., 0, 0].reshape(-1) / (m.focal_canonical * width / 640))
     given = (images(x), images(small), ratio, tensor(ours.batch["depth"].reshape(-1, height, width)), args.batch)
-    kinds: dict[str, dict[str, bool]] = {"PyTorch eager": {}, "PyTorch channels_last": {"channels_last": True}}
+    kinds: dict[str, dict[str, bool]] = {EAGER: {}, "PyTorch channels_last": {"channels_last": True}}
     kinds |= {"PyTorch compiled": {"compiled": True}} if args.compile else {}
     found = {}
     for name, options in kinds.items():
-        student = torch_student.Student(tuple(m.decoder_channels), m.num_bins, span)
+        student = torch_student_of(ours.config)
         torch_student.load_parameters(student, _numpy(ours.state.params))
         frozen = copy.deepcopy(reference).to(device).eval()
-        found[name] = torch_student.Step(student.to(device), frozen, lr=1e-4, **options), given
+        autocast = args.dtype == "bfloat16"
+        found[name] = torch_student.Step(student.to(device), frozen, lr=1e-4, autocast=autocast, **options), given
     return found
+
+
+def torch_student_of(config: Any) -> Any:
+    """The student of a config in PyTorch, with random parameters."""
+    from benchmarks import torch_student
+    from fsmde_jax.models import depth_bins
+
+    m = config.model
+    span = depth_bins.canonical_range(m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range))
+    return torch_student.Student(tuple(m.decoder_channels), m.num_bins, span)
+
+
+def memory(side: str, args: argparse.Namespace) -> dict[str, float]:
+    """MB of this process before a step (libraries, weights, batch) and at its peak in one; call it in a fresh process.
+
+    Resident memory of the process, or, on an accelerator, what the library has taken there.
+    """
+    if side == "here":
+        import jax
+
+        ours = Ours(args)
+        call = ours.whole(ours.step.lower(ours.state, ours.on_device, np.float32(1e-4), ours.frozen).compile())
+        call()
+        if jax.default_backend() != "cpu":
+            found = jax.local_devices()[0].memory_stats()
+            return {"peak": found["peak_bytes_in_use"] / 2**20}
+    else:
+        import torch
+
+        from benchmarks import torch_student
+
+        torch.set_num_threads(args.threads)
+        device, config = "cuda" if torch.cuda.is_available() else "cpu", configured(args)
+        frozen, student = teacher.reference_model("small").to(device).eval(), torch_student_of(config).to(device)
+        run = torch_student.Step(student, frozen, lr=1e-4, autocast=args.dtype == "bfloat16")
+        (height, width), views = config.data.image_size, args.batch * args.cameras
+        scale = config.teacher.longer_side / max(height, width)
+        small = [max(14, round(side * scale / 14) * 14) for side in (height, width)]
+        given = (
+            torch.rand(views, 3, height, width, device=device), torch.rand(views, 3, *small, device=device),
+            torch.ones(views, device=device), torch.rand(views, height, width, device=device) + 1.0, args.batch,
+        )  # fmt: skip
+        call = functools.partial(run, *given)
+        call()
+        if device == "cuda":
+            return {"peak": torch.cuda.max_memory_allocated() / 2**20}
+    before = teacher.resident()
+    return {"before": before, "peak": before + teacher.raised_peak(call)}
 
 
 def _numpy(tree: Any) -> Any:
@@ -99,10 +152,24 @@ def machine(dtype: str, repeats: int) -> dict[str, float]:
 def operations(ours: Ours, parts: dict[str, Any]) -> dict[str, float]:
     """GFLOPs of the parts; of the teacher as its views times one view, since the body of a loop counts once."""
     counts = {name: teacher.gflops(run, *given) for name, (run, given) in parts.items() if name != "teacher"}
+    views, program, one = _one_view(ours)
+    return {"teacher": views * teacher.gflops(program, ours.frozen, one), **counts}
+
+
+def traffic(ours: Ours, programs: dict[str, Any]) -> dict[str, float]:
+    """GB that the compiled parts read and write, as XLA counts it: every operand of every fused operation once."""
+    views, program, one = _one_view(ours)
+    programs = {**programs, "teacher": program.lower(ours.frozen, one).compile()}
+    found = {name: (each.cost_analysis() or {}).get("bytes accessed", 0.0) / 1e9 for name, each in programs.items()}
+    found["teacher"] *= views
+    return {name: value for name, value in found.items() if value > 0}
+
+
+def _one_view(ours: Ours) -> tuple[int, Any, np.ndarray]:
+    """(number of views, the teacher as a program, a view)."""
     height, width = ours.distilled.loss.size
     views = int(np.prod(ours.batch["view_mask"].shape))
-    one = np.zeros((1, height, width, 3), np.float32)
-    return {"teacher": views * teacher.gflops(teacher.port("small", "float32"), ours.frozen, one), **counts}
+    return views, teacher.port("small", ours.config.teacher.dtype), np.zeros((1, height, width, 3), np.float32)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,9 +182,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     parts = ours.parts() if args.split else {}
     call = ours.whole(compiled)
     calls: dict[str, Callable[[], Any]] = {"here": call}
-    for name, (run, given) in parts.items():
-        program = run.lower(*given).compile()
-        calls[name] = functools.partial(lambda run, given: jax.block_until_ready(run(*given)), program, given)
+    programs = {name: run.lower(*given).compile() for name, (run, given) in parts.items()}
+    for name, (_, given) in parts.items():
+        calls[name] = functools.partial(lambda run, given: jax.block_until_ready(run(*given)), programs[name], given)
+    if parts:
+        calls["input"] = ours.input()
     others = torch_sides(ours, reference, args) if args.torch else {}
     for name, (step, arguments) in others.items():
         calls[name] = functools.partial(step, *arguments)
@@ -143,24 +212,49 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         result["share_of_peak"] = {name: counts[name] / median[name] / peak["gflops"] for name in counts}
         whole = counts["teacher"] + counts["forward and backward"]
         result["share_of_peak"]["here"] = whole / median["here"] / peak["gflops"]
+        result["gbytes"] = traffic(ours, programs)
+        result["share_of_bandwidth"] = {
+            name: value / median[name] / peak["gb_per_s"] for name, value in result["gbytes"].items()
+        }
+        result["differences"] = {
+            "backward": median["forward and backward"] - median["student forward"],
+            "rest": median["here"] - median["teacher"] - median["forward and backward"] - median["update"],
+        }
     ours.context.__exit__(None, None, None)
+    if args.split and args.memory:
+        sides = ("here", EAGER) if args.torch else ("here",)
+        result["memory_mb"] = {side: teacher.in_own_process(memory, side, args) for side in sides}
     return result
 
 
 def table(result: dict[str, Any]) -> str:
     """One setting in Markdown."""
-    lines = ["| | median s | of ours | GFLOPs | share of peak |", "|---|---|---|---|---|"]
+    lines = [
+        "| | median s | of ours | GFLOPs | share of peak | GB | share of bandwidth |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, value in result["median"].items():
         ratio = value / result["median"]["here"]
         counts = f"{result['gflops'][name]:.0f}" if name in result.get("gflops", {}) else "-"
-        share = result.get("share_of_peak", {}).get(name)
-        lines.append(f"| {name} | {value:.3f} | {ratio:.2f} | {counts} | {f'{100 * share:.0f} %' if share else '-'} |")
+        shares = [result.get(kind, {}).get(name) for kind in ("share_of_peak", "share_of_bandwidth")]
+        peak, bandwidth = (f"{100 * share:.0f} %" if share else "-" for share in shares)
+        moved = f"{result['gbytes'][name]:.2f}" if name in result.get("gbytes", {}) else "-"
+        lines.append(f"| {name} | {value:.3f} | {ratio:.2f} | {counts} | {peak} | {moved} | {bandwidth} |")
     lines.append("")
+    if "differences" in result:
+        found = result["differences"]
+        lines.append(
+            f"by difference: backward {found['backward']:.3f} s (forward and backward - student forward); left of the"
+            f" whole step to teacher, forward and backward, and update: {found['rest']:.3f} s"
+        )
     for name, parts in result.get("torch_parts", {}).items():
         lines.append(f"{name}: " + ", ".join(f"{part} {value:.3f} s" for part, value in parts.items()))
     if "machine" in result:
         peak = result["machine"]
         lines.append(f"matrix products here: {peak['gflops']:.0f} GFLOP/s; bandwidth: {peak['gb_per_s']:.1f} GB/s")
+    for name, found in result.get("memory_mb", {}).items():
+        before = f", {found['before']:.0f} MB before it" if "before" in found else ""
+        lines.append(f"memory of {name}, in a process of its own: {found['peak']:.0f} MB at the peak of a step{before}")
     compilation = ", ".join(f"{name} {value:.0f} s" for name, value in result["compile_s"].items())
     lines.append(
         f"{result['rigs_per_s']:.3g} rigs/s on {result['devices']} x {result['device']}; compilation {compilation};"
@@ -181,13 +275,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", default="352x640", metavar="HxW", help="of the images, pixels (default 352x640)")
     parser.add_argument("--bins", type=int, default=64, help="of the student's head (default 64)")
     parser.add_argument("--encoder", default="resnet18", help="of the student (default resnet18)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="compute dtype (here)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="compute dtype; PyTorch: autocast"
+    )
     parser.add_argument("--parts", type=int, default=1, help="train.batch_parts (default 1)")
     parser.add_argument("--fsdp", type=int, default=1, help="train.fsdp (default 1)")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each side (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="cores of all sides (default 2)")
     parser.add_argument("--no-torch", dest="torch", action="store_false", help="time this project only")
     parser.add_argument("--no-split", dest="split", action="store_false", help="the whole step only")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the memory runs")
     parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
     parser.add_argument("--out", metavar="FILE.json", help="write the numbers here, too")
     args = parser.parse_args(argv)
@@ -205,8 +302,6 @@ def main() -> None:
     from fsmde_jax.errors import ConfigError, exit_with_message
 
     with exit_with_message():
-        if args.torch and args.dtype != "float32":
-            raise ConfigError(f"--dtype {args.dtype}: PyTorch's side computes in float32; pass --no-torch")
         if args.torch and args.encoder != "resnet18":
             raise ConfigError(f"--encoder {args.encoder}: PyTorch's side has resnet18; pass --no-torch")
         load = os.getloadavg()[0]

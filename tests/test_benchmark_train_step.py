@@ -86,16 +86,44 @@ def test_a_small_run_measures_both_sides(tmp_path):
         "teacher",
         "student forward",
         "forward and backward",
+        "update",
+        "input",
         "PyTorch eager",
         "PyTorch channels_last",
     ):
         assert found["median"][name] > 0 and f"| {name} |" in result.stdout
     losses = found["first_loss"]
     assert losses["PyTorch eager"] == pytest.approx(losses["here"], rel=0.05)  # quantiles and padding differ a little
-    assert set(found["gflops"]) == {"teacher", "student forward", "forward and backward"}
+    assert set(found["gflops"]) == {"teacher", "student forward", "forward and backward", "update"}
     assert found["gflops"]["forward and backward"] > 2 * found["gflops"]["student forward"]
     assert found["compile_s"]["cached"] < found["compile_s"]["cold"]
     assert 0 < found["share_of_peak"]["teacher"] < 1.5 and "compilation cold" in result.stdout
+    assert set(found["share_of_bandwidth"]) == set(found["gflops"]) and min(found["gbytes"].values()) > 0
+    assert found["gbytes"]["update"] > 4 * 4 * 11e6 / 1e9  # parameters, gradients and moments of ResNet-18, once each
+    middle = found["median"]
+    assert found["differences"]["backward"] == middle["forward and backward"] - middle["student forward"]
+    for name in ("here", "PyTorch eager"):
+        used = found["memory_mb"][name]
+        assert 100 < used["before"] <= used["peak"] and f"memory of {name}" in result.stdout
+
+
+def test_pytorch_in_bfloat16_computes_the_same_step_less_exactly():
+    from benchmarks import torch_student
+
+    class Teacher(torch.nn.Module):
+        def forward(self, x):
+            return types.SimpleNamespace(predicted_depth=x.mean(1) * 2)
+
+    found, dtypes = [], []
+    for autocast in (False, True):
+        torch.manual_seed(0)
+        student = torch_student.Student((4, 8, 8, 16, 16), 8, (0.5, 80.0))
+        student.depth_bins.logits.register_forward_hook(lambda module, given, out: dtypes.append(out.dtype))
+        step = torch_student.Step(student, Teacher(), lr=1e-4, autocast=autocast)
+        images = torch.randn(2, 3, 64, 96)
+        found.append(step(images, images[..., :56, :84], torch.ones(2), torch.rand(2, 64, 96) * 50 + 1, 1))
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert found[1] == pytest.approx(found[0], rel=0.05) and found[1] != found[0]
 
 
 def test_the_grid_varies_one_setting_and_draws_it(tmp_path, monkeypatch):
