@@ -77,7 +77,7 @@ class Writer:
             yield
         except OSError as error:
             raise TrainingError(
-                f"{self._workdir}: cannot write the log ({error.strerror or error}); checkpoints are as they were. Free"
+                f"{self._workdir}: cannot write the log ({error.strerror or error}); earlier checkpoints stay. Free"
                 " space, or give the folder write permission, and run the same command again: it resumes."
             ) from error
 

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fsmde_jax import eval_options, loop, preemption, run_lock
+from fsmde_jax import eval_options, evaluate, loop, preemption, run_lock
 from fsmde_jax.checkpoint import read_parameters
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models import student
@@ -413,3 +413,18 @@ def test_the_first_process_of_a_container_ends_by_a_signal():
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
+
+
+def test_devices_and_processes_are_said_first_and_idle_devices_noted(records, tmp_path, monkeypatch, capsys):
+    evaluations(monkeypatch, {1: 0.5})
+    config = make_config(records, **{"train.steps": 1})
+    train(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.startswith("1 device(s), cpu, of 1 process(es)\n") and "note: eval.batch_size" not in said
+    monkeypatch.setattr(evaluate.jax, "local_device_count", lambda: 4)
+    for batch_size, noted in ((1, True), (6, True), (8, False)):
+        evaluate.note_idle_devices(batch_size)
+        said = capsys.readouterr().out
+        assert (
+            f"note: eval.batch_size = {batch_size} cannot be divided over this process's 4 devices" in said
+        ) == noted
