@@ -37,7 +37,7 @@ import numpy as np
 if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import teacher
+from benchmarks import memory, teacher
 from benchmarks.student import VIEWS, Size, exported_call, profile, profile_table, student
 
 WITH_TORCH = "small"  # the teacher that also runs in PyTorch and onnxruntime
@@ -124,13 +124,13 @@ def _peak(side: Side, size: Size, args: argparse.Namespace) -> float:
     if side.way == "here":
         run, arguments = program(side, size, views)
         compiled = run.lower(*arguments).compile()
-        return teacher.raised_peak(lambda: np.asarray(compiled(*arguments)))
+        return memory.raised_peak(lambda: np.asarray(compiled(*arguments)))
     if side.kind == "student":
         model, _, arguments = student(side.name, side.dtype, size)
-        return teacher.raised_peak(exported_call(model, arguments, size, args.threads))
+        return memory.raised_peak(exported_call(model, arguments, size, args.threads))
     model = teacher.reference_model(side.name)
     only = argparse.Namespace(threads=args.threads, rigs=args.rigs, compile=False, onnx=side.way == "onnxruntime")
-    return teacher.raised_peak(other_calls(model, side.dtype, size, only)[side])
+    return memory.raised_peak(other_calls(model, side.dtype, size, only)[side])
 
 
 def _of_views(side: Side, size: Size, views: int) -> float:
@@ -183,7 +183,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.memory and jax.default_backend() == "cpu":
         for side, row in zip(calls, rows, strict=True):
             if side.way != "PyTorch compiled":  # its first call compiles
-                row["peak_memory_mb"] = teacher.in_own_process(_peak, side, args.size, args)
+                row["peak_memory_mb"] = memory.in_own_process(_peak, side, args.size, args)
     return rows
 
 

@@ -11,11 +11,9 @@ on it, images and results stay there, and a call's time is from its start until 
 """
 
 import argparse
-import concurrent.futures
 import copy
 import datetime
 import json
-import multiprocessing
 import os
 import platform
 import statistics
@@ -29,6 +27,8 @@ import numpy as np
 
 if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import memory
 
 SIZES = ("1x518x518", "6x350x630")
 MALLOC = {
@@ -255,41 +255,23 @@ def bfloat16_deviation(model: Any, size: str, variant: str) -> dict[str, float]:
     }
 
 
-def raised_peak(call: Callable[[], Any]) -> float:
-    """MB by which a call raises this process's peak of resident memory (Linux)."""
-
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = resident()
-    call()
-    return resident("VmHWM") - before
-
-
-def resident(key: str = "VmRSS") -> float:
-    """MB of this process's resident memory (Linux)."""
-    return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) / 1024
-
-
-def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns in a fresh process."""
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def _high_water(side: str, variant: str, size: str, dtype: str, threads: int) -> float:
     """MB that a first call of a side takes above its weights and inputs."""
     model = reference_model(variant)
     x = images(size)
     if side != "here":
-        return raised_peak(torch_calls(model, x, dtype, threads, compiled=False)[side])
+        return memory.raised_peak(torch_calls(model, x, dtype, threads, compiled=False)[side])
     program, params = our_program(model, variant, dtype)
     compiled = program.lower(params, x).compile()
-    return raised_peak(lambda: np.asarray(compiled(params, x)))
+    return memory.raised_peak(lambda: np.asarray(compiled(params, x)))
 
 
 def peak_memory(args: argparse.Namespace, size: str) -> dict[str, float]:
     """MB above the weights and inputs, for each side in a fresh process."""
     sides = ("here", "PyTorch eager") if args.torch else ("here",)
-    return {side: in_own_process(_high_water, side, args.variant, size, args.dtype, args.threads) for side in sides}
+    return {
+        side: memory.in_own_process(_high_water, side, args.variant, size, args.dtype, args.threads) for side in sides
+    }
 
 
 def same_conditions(threads: int) -> None:

@@ -36,7 +36,7 @@ import numpy as np
 if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import teacher
+from benchmarks import memory, teacher
 from benchmarks.step import Ours, configured
 
 EAGER = "PyTorch eager"
@@ -88,7 +88,7 @@ def torch_student_of(config: Any) -> Any:
     return torch_student.Student(tuple(m.decoder_channels), m.num_bins, span)
 
 
-def memory(side: str, args: argparse.Namespace) -> dict[str, float]:
+def memory_of(side: str, args: argparse.Namespace) -> dict[str, float]:
     """MB of this process before a step (libraries, weights, batch) and at its peak in one; call it in a fresh process.
 
     Resident memory of the process, or, on an accelerator, what the library has taken there.
@@ -122,8 +122,8 @@ def memory(side: str, args: argparse.Namespace) -> dict[str, float]:
         call()
         if device == "cuda":
             return {"peak": torch.cuda.max_memory_allocated() / 2**20}
-    before = teacher.resident()
-    return {"before": before, "peak": before + teacher.raised_peak(call)}
+    before = memory.resident()
+    return {"before": before, "peak": before + memory.raised_peak(call)}
 
 
 def _numpy(tree: Any) -> Any:
@@ -223,7 +223,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ours.context.__exit__(None, None, None)
     if args.split and args.memory:
         sides = ("here", EAGER) if args.torch else ("here",)
-        result["memory_mb"] = {side: teacher.in_own_process(memory, side, args) for side in sides}
+        result["memory_mb"] = {side: memory.in_own_process(memory_of, side, args) for side in sides}
     return result
 
 

@@ -21,6 +21,15 @@ from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import TrainState
 
 
+def failing(script, workdir):
+    """Runs a script that has to end with an error."""
+    command = [sys.executable, str(script), str(workdir)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1, result.stderr[-2000:]
+    return result
+
+
 def make_state(step, value):
     params = {"encoder": {"w": jnp.full((3, 2), value)}, "head": {"b": jnp.arange(4.0) + value}}
     stats = {"encoder": {"mean": jnp.full((2,), -value)}}
@@ -277,10 +286,7 @@ def test_a_failed_write_is_said_and_the_next_state_is_waited_for(tmp_path):
         "    save(5)\n"
         "    print('not reached')\n"
     )
-    command = [sys.executable, str(script), str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 1, result.stderr[-2000:]
+    result = failing(script, tmp_path / "run")
     assert result.stdout.startswith("False ['") and "'3'" in result.stdout and "not reached" not in result.stdout
     assert result.stderr.count("warning: ") == 2 and result.stderr.count("\nerror: ") == 1
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
@@ -339,10 +345,7 @@ def test_full_disk_is_a_clear_error_and_keeps_the_earlier_checkpoint(tmp_path):
         "    checkpoints.save(big, make_iterator(), META)\n"
         "    checkpoints.wait()\n"
     )
-    command = [sys.executable, str(script), str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 1, result.stderr[-2000:]
+    result = failing(script, tmp_path / "run")
     assert "cannot write a checkpoint" in result.stderr and "Free space" in result.stderr
     with Checkpoints(tmp_path / "run", keep=3) as checkpoints:
         assert checkpoints.latest_step == 1
