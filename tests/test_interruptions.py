@@ -232,7 +232,7 @@ def test_a_write_that_fails_in_the_background_costs_nothing_else(records, tmp_pa
     said = capsys.readouterr().err
     assert "warning: " in said and "cannot write a checkpoint (" in said and "No space left" in said
     assert steps_of(workdir)[-1] == (4 if told else 5)
-    assert not list((workdir / "checkpoints").glob("3*")) or told or 4 in steps_of(workdir)
+    assert not list((workdir / "checkpoints").glob("3*"))  # nor the half that was written
 
 
 def test_two_writes_that_fail_one_after_the_other_end_the_run(records, tmp_path, monkeypatch):
