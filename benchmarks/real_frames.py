@@ -22,7 +22,7 @@ from fsmde_jax import evaluate, identity, trivial
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, exit_with_message
 
-SUPERVISED = ["--config.distill.w_ckd=0", "--config.distill.w_vr=0"]
+SUPERVISED = ["--config.model.encoder=resnet18", "--config.distill.w_ckd=0", "--config.distill.w_vr=0"]
 KEYFRAME = [
     *SUPERVISED,
     "--config.data.image_size=(192,320)", "--config.data.batch_size=1", "--config.augment.flip=0.0",

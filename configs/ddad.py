@@ -1,8 +1,8 @@
-"""DDAD: ResNet-18 student on single-sweep LiDAR and Depth Anything V2 Small, 384x640, 0.1-200 m.
+"""DDAD: EfficientNet-Lite0 student on single-sweep LiDAR and Depth Anything V2 Small, 384x640, 0.1-200 m.
 
 python -m fsmde_jax.main --config configs/ddad.py
 
-The paper's setting; the teacher, and training without one: as configs/nuscenes.py.
+The paper's setting; the teacher, training without one, and the encoder: as configs/nuscenes.py.
 """
 
 import ml_collections
@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.prepare_eval = prepare.format("val")
     c.data.image_size = (384, 640)
     c.data.batch_size = 8
+    c.model.encoder = "efficientnet_lite0"
     c.teacher.weights = "teachers/small"
     c.distill.w_ckd = 1.0
     c.distill.w_vr = 0.1

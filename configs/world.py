@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.prepare_eval = prepare.format("val")
     c.data.image_size = (96, 160)
     c.data.batch_size = 1
+    c.model.encoder = "resnet18"  # the better one from random weights
     c.model.decoder_channels = (16, 32, 64, 96, 128)
     c.teacher.weights = "lite0"
     c.teacher.dtype = "float32"  # bfloat16 is faster on accelerators only

@@ -15,7 +15,8 @@ from fsmde_jax.data import pipeline
 from fsmde_jax.data.records import open_records
 from fsmde_jax.models import student
 from fsmde_jax.run_checkpoints import Checkpoints
-from tests.test_distillation import SIZE, TOY, ToyEncoder
+from tests import toy_encoder
+from tests.test_distillation import SIZE, TOY
 
 STEPS, BATCH = 3, 16
 # name -> (devices, fsdp, parts)
@@ -38,7 +39,7 @@ def make_config(records):
 
 def main(records: str, out: str, encoder: str = "toy") -> None:
     if encoder == "toy":
-        student.make_encoder = lambda encoder, dtype, name: ToyEncoder(name=name)
+        student.make_encoder = toy_encoder.make_encoder
     build_teacher.open_teacher = lambda name: TOY
     jax.config.update("jax_disable_most_optimizations", True)
     sharding.MIN_SHARDED = 64

@@ -5,7 +5,6 @@ import functools
 import json
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,6 @@ from fsmde_jax.evaluate import evaluate_run
 from fsmde_jax.loop import Loop
 from fsmde_jax.losses import baselines, distill, relational, teacher_bins
 from fsmde_jax.losses.total import DistillWeights
-from fsmde_jax.models import student
 from fsmde_jax.models.projector import PROJECTOR_SCOPE
 from fsmde_jax.models.student import normalise_images
 from fsmde_jax.models.teacher_head import TEACHER_BINS_SCOPE
@@ -30,6 +28,7 @@ from fsmde_jax.state import init_state, make_train_step
 from fsmde_jax.train import train
 from tests import rooms
 from tests.sample_factory import write_folder
+from tests.toy_encoder import toy_encoder
 from tests.toy_teacher import ToyTeacher
 
 SIZE = (32, 64)
@@ -43,27 +42,13 @@ def records(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("records") / "rooms", samples)
 
 
-class ToyEncoder(nn.Module):
-    """Stands for an encoder: five taps at strides 2 to 32, one convolution each, so that it compiles at once."""
-
-    @nn.compact
-    def __call__(self, x, *, train, mask=None):
-        taps = []
-        for width in (4, 4, 6, 8, 8):
-            x = nn.relu(nn.Conv(width, (3, 3), strides=(2, 2), padding=1)(x))
-            taps.append(x)
-        return tuple(taps)
-
-
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
     """A teacher called "toy" and an encoder that compile at once; the rest of the student is the real one."""
     opened = build_teacher.open_teacher
-    monkeypatch.setattr(student, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
     monkeypatch.setattr(build_teacher, "open_teacher", lambda name: TOY if name == "toy" else opened(name))
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes most of the time
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with toy_encoder():
+        yield
 
 
 def make_config(records, **changes):

@@ -69,10 +69,21 @@ def ended(processes, timeout=600):
 
 @pytest.fixture(scope="module")
 def alone(records, tmp_path_factory):
-    """One process of eight devices, with FSDP."""
-    folder = tmp_path_factory.mktemp("alone")
+    """One process of eight devices, with FSDP and a toy encoder."""
+    return run_alone(records, tmp_path_factory.mktemp("alone"), toy=True)
+
+
+@pytest.fixture(scope="module")
+def real_alone(records, tmp_path_factory):
+    """The same with a ResNet."""
+    return run_alone(records, tmp_path_factory.mktemp("alone"), toy=False)
+
+
+def run_alone(records, folder, toy):
     command = command_line(config_of(records, **{"train.fsdp": 2}), folder / "config.py", folder / "run")
     command[command.index("--mode") + 1] = "train_and_evaluate"
+    if toy:
+        command[command.index("fsmde_jax.main")] = "tests.toy_run"
     result = subprocess.run(
         command, cwd=ROOT, env=environment(8), capture_output=True, text=True, timeout=600, check=False
     )
@@ -100,14 +111,15 @@ def check_same(workdir, alone):
         assert tables[1]["table"]["metric"]["all"][name] == pytest.approx(value, rel=1e-2), name
 
 
-@pytest.mark.parametrize("fsdp", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_two_processes_are_the_run_of_one(records, alone, tmp_path, fsdp):
+@pytest.mark.parametrize(("fsdp", "encoder"), [(2, "toy"), pytest.param(8, "resnet18", marks=pytest.mark.slow)])
+def test_two_processes_are_the_run_of_one(records, tmp_path, request, fsdp, encoder):
     """Records dealt out, one set of files, evaluation merged; the losses of one process to 1e-3.
 
     Parameters are divided within each process, or, over eight devices, so that each process holds half of them.
     """
-    processes = start(config_of(records, **{"train.fsdp": fsdp}), tmp_path, tmp_path / "run")
-    said, codes = ended(processes)
+    alone = request.getfixturevalue("alone" if encoder == "toy" else "real_alone")
+    config = config_of(records, **{"train.fsdp": fsdp})
+    said, codes = ended(start(config, tmp_path, tmp_path / "run", toy=encoder == "toy"))
     assert codes == [0, 0], "\n".join(said)
     check_same(tmp_path / "run", alone)
     assert "| metric |" in said[0] and "step 4/4" in said[0]
@@ -121,7 +133,7 @@ def test_two_processes_are_the_run_of_one(records, alone, tmp_path, fsdp):
 def test_one_process_killed_ends_the_other_and_a_restart_goes_on(records, alone, tmp_path):
     workdir = tmp_path / "run"
     config = config_of(records, **{"train.fsdp": 2})
-    processes = start(config, tmp_path, workdir)
+    processes = start(config, tmp_path, workdir, toy=True, TOY_EVALUATION="3")
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and all(process.poll() is None for process in processes):
         if (workdir / "checkpoints" / "2").is_dir():
@@ -135,7 +147,7 @@ def test_one_process_killed_ends_the_other_and_a_restart_goes_on(records, alone,
     assert time.monotonic() - killed < distributed.PEER_TIMEOUT + 30
     assert re.search(r"lost the others|distributed service detected fatal errors", said), said
     processes[1].communicate()
-    said, codes = ended(start(config, tmp_path, workdir))
+    said, codes = ended(start(config, tmp_path, workdir, toy=True))
     assert codes == [0, 0], "\n".join(said)
     assert "at step 2" in said[0]
     check_same(workdir, alone)
@@ -164,7 +176,7 @@ def test_an_error_of_one_process_ends_both(records, tmp_path):
 def test_a_signal_to_one_process_stops_both_at_one_step(records, tmp_path):
     workdir = tmp_path / "run"
     config = config_of(records, **{"train.steps": 2000, "train.checkpoint_every": 5000, "train.eval_every": 0})
-    processes = start(config, tmp_path, workdir, "train")
+    processes = start(config, tmp_path, workdir, "train", toy=True)
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and all(process.poll() is None for process in processes):
         if (workdir / "metrics.jsonl").is_file() and losses(workdir):

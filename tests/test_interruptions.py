@@ -15,13 +15,12 @@ import pytest
 from fsmde_jax import eval_options, evaluate, loop, preemption, run_lock
 from fsmde_jax.checkpoint import read_parameters
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
-from fsmde_jax.models import student
 from fsmde_jax.preemption import Stopped, StopSignal
 from fsmde_jax.train import train
 from fsmde_jax.writer import Writer
 from tests.sample_factory import make_rig, write_folder
-from tests.test_distillation import ToyEncoder
 from tests.test_train import final_parameters, losses, make_config, told_at
+from tests.toy_encoder import toy_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 EVAL = "eval/metric/abs_rel"
@@ -35,15 +34,8 @@ def records(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def toys():
-    """An encoder that compiles at once, once for all runs."""
-    kept = jax.config.jax_persistent_cache_min_compile_time_secs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
-        jax.config.update("jax_disable_most_optimizations", True)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    with toy_encoder():
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", kept)
 
 
 class Killed(BaseException):

@@ -18,10 +18,9 @@ from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError
 from fsmde_jax.eval_data import split_cameras
 from fsmde_jax.evaluate import EvalOptions
-from fsmde_jax.models import student as student_model
 from fsmde_jax.state import make_predict
 from tests import eval_rigs, rooms, sample_factory
-from tests.test_distillation import ToyEncoder
+from tests.toy_encoder import toy_encoder
 
 SIZE = (32, 64)
 NAMES = sample_factory.RING_NAMES[6]
@@ -272,14 +271,12 @@ def test_gaps_and_their_costs_by_hand():
 
 
 @pytest.fixture
-def quick_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def toys():
+    with toy_encoder():
+        yield
 
 
-def test_the_benchmark_runs(quick_compile, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(student_model, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
+def test_the_benchmark_runs(toys, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(missing_cameras, "STUDENTS", {"cross-view": (1, 0.3)})
     samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(1)]
     records = str(sample_factory.write_folder(tmp_path / "rooms", samples))

@@ -31,6 +31,7 @@ SUBSTITUTES = {
 }
 PREPARE = ["--image_size", "64x96", "--workers", "1"]
 TINY = [
+    "--config.model.encoder=resnet18",  # compiles sooner
     "--config.data.image_size=(32,64)", "--config.data.batch_size=1", "--config.model.decoder_channels=(4,4,8,8,8)",
     "--config.model.num_bins=8", "--config.model.focal_range=(50.0,2000.0)", "--config.train.steps=2",
     "--config.train.log_every=1", "--config.train.eval_every=1", "--config.train.picture_every=2",

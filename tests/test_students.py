@@ -16,22 +16,19 @@ from fsmde_jax.data.teacher_maps import open_cache
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.evaluate import evaluate_run
 from fsmde_jax.losses import teacher_bins
-from fsmde_jax.models import student
 from fsmde_jax.models.student import normalise_images
 from fsmde_jax.teacher import open_teacher, weight_hash
 from fsmde_jax.train import train
 from tests import rooms
 from tests.sample_factory import write_folder
-from tests.test_distillation import SIZE, ToyEncoder, make_config
+from tests.test_distillation import SIZE, make_config
+from tests.toy_encoder import toy_encoder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student, "make_encoder", lambda encoder, dtype, name: ToyEncoder(name=name))
-        jax.config.update("jax_disable_most_optimizations", True)
+    with toy_encoder():
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

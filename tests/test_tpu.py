@@ -28,7 +28,7 @@ def records(tmp_path_factory):
     [
         (1, ['distill.baseline="fitnets"']),
         (8, ["train.fsdp=4", "data.batch_size=16", "train.batch_parts=2", "optim.average_decay=0.999"]),
-        pytest.param(*(8, ['model.encoder="efficientnet_lite0"', "teacher.remat=false"]), marks=pytest.mark.slow),
+        pytest.param(*(8, ['model.encoder="resnet18"', "teacher.remat=false"]), marks=pytest.mark.slow),
     ],
 )
 def test_the_distillation_step_lowers_for_tpu(records, devices, overrides):

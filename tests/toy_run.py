@@ -12,17 +12,12 @@ from absl import app
 
 from fsmde_jax import evaluate, main
 from fsmde_jax.models import student
+from tests import toy_encoder
 
 
 def toy() -> None:
     """Puts the toys in place of what they stand for."""
-
-    def make_encoder(encoder, dtype, name):
-        from tests.test_distillation import ToyEncoder  # computes, which has to wait for the other processes
-
-        return ToyEncoder(name=name)
-
-    student.make_encoder = make_encoder
+    student.make_encoder = toy_encoder.make_encoder
     jax.config.update("jax_disable_most_optimizations", True)
     predict, seconds = evaluate._predict, float(os.environ.get("TOY_EVALUATION", "0"))
 
