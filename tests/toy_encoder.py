@@ -17,7 +17,8 @@ class ToyEncoder(nn.Module):
     def __call__(self, x, *, train, mask=None):
         taps = []
         for width in (4, 4, 6, 8, 8):
-            x = nn.Conv(width, (3, 3), strides=(2, 2), padding=1)(x)
+            # In front of the statistics a bias would have a gradient of rounding alone, which Adam makes steps of.
+            x = nn.Conv(width, (3, 3), strides=(2, 2), padding=1, use_bias=bool(taps))(x)
             if not taps:
                 x = BatchNorm(use_running_average=not train, momentum=0.9)(x, mask=mask)
             x = nn.relu(x)
