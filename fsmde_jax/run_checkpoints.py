@@ -29,12 +29,12 @@ DAMAGED = "damaged"  # where a checkpoint goes that cannot be read
 
 def remove_unfinished(workdir: Path) -> None:
     """Deletes what killed runs left half written; to be called where nothing else writes into `workdir`."""
-    if removed := sum(_remove_unfinished_in(workdir / name) for name in (CHECKPOINTS, BEST)):
+    if removed := _remove_halves(workdir):
         print(f"{workdir}: removed {removed} checkpoint(s) whose writing was interrupted")
 
 
-def _remove_unfinished_in(folder: Path) -> int:
-    left = list(folder.glob("*.orbax-checkpoint-tmp*"))
+def _remove_halves(workdir: Path) -> int:
+    left = [path for name in (CHECKPOINTS, BEST) for path in (workdir / name).glob("*.orbax-checkpoint-tmp*")]
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
     return len(left)
@@ -277,7 +277,7 @@ class Checkpoints:
                 if error is None:  # else the first error is the one to show
                     raise
         if jax.process_count() == 1:  # of failed writes; not before, since orbax's other threads go on writing then
-            _remove_unfinished_in(self.workdir / CHECKPOINTS)
+            _remove_halves(self.workdir)
 
 
 def _model(state: TrainState) -> dict[str, Any]:

@@ -108,8 +108,8 @@ SHARED: dict[str, Any] = {
     "distill.bins": "soft_assign",  # the default when the first rows were run; rows with a teacher say which
 }
 
-# The teacher of every row that has one: a student in this package that has seen 700 scenes of another world. It passes
-# on relative depth alone, which has no scale (docs/teacher.md). bfloat16 is faster on accelerators only.
+# The teacher of every row that has one: a student in this package that has seen 700 scenes of another world. It says
+# inverse depth up to a scale per view, without a shift (docs/teacher.md). bfloat16 is faster on accelerators only.
 TEACHER = {"teacher.weights": "lite0", "teacher.dtype": "float32", "distill.bins": "aligned"}
 CKD = {**TEACHER, "distill.w_ckd": 1.0, "distill.w_prob": 1.0, "distill.w_cross": 1.0}
 VRKD = {**TEACHER, "teacher.cache": "", "distill.w_vr": 0.1}
@@ -158,7 +158,6 @@ SWEEPS = {
     "teacher_bins": Sweep(
         "teacher's distribution",
         {
-            "soft_assign": {"distill.bins": "soft_assign"},
             "learned": {"distill.bins": "learned", "teacher.cache": ""},
             "aligned": {"distill.bins": "aligned"},
         },
