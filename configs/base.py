@@ -74,6 +74,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.distill.w_prob = 1.0  # bin probabilities, every pixel
     c.distill.w_cross = 1.0  # teacher's probabilities x student's centers against the labels; 0 = bins KD
     c.distill.bins = "aligned"  # aligned | soft_assign | learned | two_hot (metric teachers): its distribution
+    # auto | known | unknown, of aligned: whether the teacher's map is inverse depth up to a scale (known), or up to
+    # scale and shift (unknown); auto: unknown for a relative teacher, known for a metric one and a student.
+    c.distill.shift = "auto"
     c.distill.tau = 1.0  # temperature of L_prob
     c.distill.tau_bin = 0.0  # of soft_assign, in units of its range, 0 = 1 / num_bins; of aligned, in bins, 0 = 1
     c.distill.w_vr = 0.0  # of view-relational distillation

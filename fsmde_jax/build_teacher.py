@@ -12,7 +12,7 @@ import numpy as np
 from fsmde_jax import geometry
 from fsmde_jax.data.records import Records
 from fsmde_jax.data.teacher_maps import TeacherCache, open_cache
-from fsmde_jax.distillation import BINS, Distillation, Needs, needs
+from fsmde_jax.distillation import BINS, SHIFTS, Distillation, Needs, needs
 from fsmde_jax.errors import ConfigError, DataError
 from fsmde_jax.losses import baselines, relational, total
 from fsmde_jax.losses.total import DistillWeights
@@ -40,6 +40,7 @@ def check_distillation(flat: dict[str, Any]) -> None:
         if not flat[f"distill.{key}"] > 0:
             raise ConfigError(f"distill.{key} = {flat[f'distill.{key}']}: expected a temperature above 0")
     check_name("distill.bins", flat["distill.bins"], BINS)
+    check_name("distill.shift", flat["distill.shift"], SHIFTS)
     check_name("distill.relation", flat["distill.relation"], total.RELATIONS)
     check_name("distill.center", flat["distill.center"], relational.CENTERS)
     check_name("teacher.dtype", flat["teacher.dtype"], registry.DTYPES)
@@ -185,9 +186,10 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     projector = Projector(teacher.module().sizes.embed_dim) if method and method.projector else None
     m = config.model
     depth_range = depth_bins.canonical_range(m.min_depth, m.max_depth, m.focal_canonical, tuple(m.focal_range))
+    shift = d.shift == "unknown" if d.shift != "auto" else not teacher.shift_known
     loss = Distillation(
         module, size, d.tap, d.bins, d.tau_bin, weights, labels(config), depth_range, m.focal_canonical,
-        not teacher.shift_known, head, projector, config.train.batch_parts,
+        shift, head, projector, config.train.batch_parts,
     )  # fmt: skip
     return Distilled(loss, teacher, cache)
 

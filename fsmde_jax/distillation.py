@@ -24,6 +24,7 @@ from fsmde_jax.teacher_signal import Labels, TeacherMaps
 Array = Any  # jax.Array
 
 BINS = ("soft_assign", "aligned", "learned", "two_hot")
+SHIFTS = ("auto", "known", "unknown")  # of the teacher's map; auto = as its kind has it, `Teacher.shift_known`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,4 +189,4 @@ class Distillation:
         own = jax.lax.stop_gradient(depth_bins.resize_depth(own, *batch["depth"].shape[2:]))
         seen = total.label_mask({**batch, "depth": own}, **limits)
         depth, mask = (jnp.where(enough, *pair) for pair in ((batch["depth"], own), (labels, seen)))
-        return Labels(depth, mask, anchors, **limits, shift=self.shift, own=~enough[..., 0, 0])
+        return Labels(depth, mask, anchors, **limits, shift=self.shift)

@@ -36,7 +36,6 @@ class Labels(NamedTuple):
     min_depth: float
     max_depth: float
     shift: bool = True  # whether the map's shift is unknown, too (`teacher_bins.align_to_labels`)
-    own: Array | None = None  # [B, N] bool: views whose depth is what the student says
 
 
 class TeacherMaps(NamedTuple):
@@ -161,9 +160,8 @@ def teacher_distribution(
         if labels is None or labels.anchors.shape[-1] != num_bins:
             raise ValueError(f"aligned: expected labels with {num_bins} anchors, got {labels and labels.anchors.shape}")
         depth, view_valid = teacher_bins.align_to_labels(
-            r, labels.depth, labels.mask, min_depth=labels.min_depth, max_depth=labels.max_depth, shift=labels.shift,
-            own=labels.own,
-        )  # fmt: skip
+            r, labels.depth, labels.mask, min_depth=labels.min_depth, max_depth=labels.max_depth, shift=labels.shift
+        )
         view_valid = view_valid & teacher_bins.varies(r, visible)
         logits = teacher_bins.assign_depth(depth, labels.anchors, tau_bin=tau_bin or 1.0)
         visible = visible & view_valid[:, :, None, None]

@@ -22,8 +22,8 @@ def test_the_ablation_suite_says_what_it_should():
     suite = load_suite("ablation")
     assert set(suite.rigs) == {"nuscenes", "ddad"}
     others = {"response", "fitnets", "at", "sp", "rkd", "cwd", "dist", "cirkd"}
-    soft = {"bins_kd_soft", "ckd_soft", "ckd_vrkd_soft"}
-    core = {"supervised", "bins_kd", "ckd", "vrkd", "ckd_vrkd"} | soft
+    affine = {"bins_kd_affine", "ckd_affine", "ckd_vrkd_affine"}
+    core = {"supervised", "bins_kd", "ckd", "vrkd", "ckd_vrkd"} | affine
     assert set(suite.rows) == core | others
     assert {name: row.seeds for name, row in suite.rows.items()} == {n: 5 if n in core else 3 for n in suite.rows}
     config = {name: Run(suite, "nuscenes", name, 0, TEST).config() for name in suite.rows}
@@ -35,8 +35,9 @@ def test_the_ablation_suite_says_what_it_should():
     assert {config[name].distill.baseline for name in others} == others
     ours = {key for name in suite.rows for key in suite.rows[name].overrides}
     assert all(key.startswith(("teacher.", "distill.")) for key in ours)  # rows differ in nothing else
-    assert {name for name, c in config.items() if c.distill.bins == "soft_assign"} == soft | {"supervised"}
-    features = {"vrkd", "ckd_vrkd", "ckd_vrkd_soft", "fitnets", "at", "sp", "rkd", "cwd", "cirkd"}
+    assert {name for name, c in config.items() if c.distill.shift == "unknown"} == affine
+    assert {name for name, c in config.items() if c.distill.bins != "aligned"} == {"supervised"}
+    features = {"vrkd", "ckd_vrkd", "ckd_vrkd_affine", "fitnets", "at", "sp", "rkd", "cwd", "cirkd"}
     assert {name for name, c in config.items() if not c.teacher.cache} == features
     assert all(c.data.labelled_samples == 20 for c in config.values())
     for name, rig in suite.rigs.items():

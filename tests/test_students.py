@@ -124,20 +124,23 @@ def test_only_a_relative_teachers_map_has_a_shift_to_fit(records, file):
     batch = next(iter(teacher_cache.eval_batches(opened, SIZE, 1)))[0]
     r = jnp.asarray(1 / np.where(batch["depth"] > 0, batch["depth"], 10.0) ** 2 + 0.01)[..., ::2, ::2]
     targets = []
-    for weights in ("tiny", str(file)):
-        changes = {"teacher.weights": weights, "distill.bins": "aligned", "distill.w_ckd": 1.0}
+    for weights, says, unknown in (
+        ("tiny", "auto", True), (str(file), "auto", False), ("tiny", "known", False), (str(file), "unknown", True)
+    ):  # fmt: skip
+        changes = {"teacher.weights": weights, "distill.bins": "aligned", "distill.w_ckd": 1.0, "distill.shift": says}
         loss = build_teacher.distilled(make_config(records, **changes), opened).loss
         outputs = {"bin_logits": jnp.zeros((*r.shape, 8))}
         signal = loss._signal(outputs, batch, teacher_signal.TeacherMaps(r), None)
         labels = loss._labels(outputs, batch, 8)
         limits = {"min_depth": labels.min_depth, "max_depth": labels.max_depth}
-        depth, _ = teacher_bins.align_to_labels(r, labels.depth, labels.mask, **limits, shift=weights == "tiny")
+        depth, _ = teacher_bins.align_to_labels(r, labels.depth, labels.mask, **limits, shift=unknown)
         expected = np.asarray(teacher_bins.assign_depth(depth, labels.anchors, tau_bin=1.0))
         mask = np.asarray(signal.mask)
         assert mask.any()
         np.testing.assert_allclose(np.asarray(signal.logits)[mask], expected[mask], rtol=1e-4, atol=1e-4)
         targets.append(np.asarray(depth))
-    assert np.abs(np.log(targets[0] / targets[1])).max() > 0.2
+    for two in (targets[:2], targets[2:]):
+        assert np.abs(np.log(two[0] / two[1])).max() > 0.2
 
 
 def test_distillation_from_a_student_in_the_step_and_from_its_cache(records, file, tmp_path):

@@ -113,8 +113,8 @@ SHARED: dict[str, Any] = {
 TEACHER = {"teacher.weights": "lite0", "teacher.dtype": "float32", "distill.bins": "aligned"}
 CKD = {**TEACHER, "distill.w_ckd": 1.0, "distill.w_prob": 1.0, "distill.w_cross": 1.0}
 VRKD = {**TEACHER, "teacher.cache": "", "distill.w_vr": 0.1}
-# Unchanged by any scale and shift of the teacher's map, so it passes on what a teacher of relative depth knows.
-SOFT = {"distill.bins": "soft_assign"}
+# Unchanged by any scale and shift of the teacher's map, as of Depth Anything's: relative depth alone is passed on.
+AFFINE = {"distill.shift": "unknown"}
 
 
 # Weights of other methods where their authors' differ much from 1 (RKD's are inside its loss); to be tuned, with as
@@ -134,9 +134,9 @@ ROWS = {
     "ckd": Row(CKD, seeds=5),
     "vrkd": Row(VRKD, seeds=5),
     "ckd_vrkd": Row({**CKD, **VRKD}, seeds=5),
-    "bins_kd_soft": Row({**CKD, "distill.w_cross": 0.0, **SOFT}, seeds=5),
-    "ckd_soft": Row({**CKD, **SOFT}, seeds=5),
-    "ckd_vrkd_soft": Row({**CKD, **VRKD, **SOFT}, seeds=5),
+    "bins_kd_affine": Row({**CKD, "distill.w_cross": 0.0, **AFFINE}, seeds=5),
+    "ckd_affine": Row({**CKD, **AFFINE}, seeds=5),
+    "ckd_vrkd_affine": Row({**CKD, **VRKD, **AFFINE}, seeds=5),
     **{name: _other(name) for name in ("response", "fitnets", "at", "sp", "rkd", "cwd", "dist", "cirkd")},
 }
 
@@ -160,6 +160,7 @@ SWEEPS = {
         {
             "learned": {"distill.bins": "learned", "teacher.cache": ""},
             "aligned": {"distill.bins": "aligned"},
+            "soft_assign": {"distill.bins": "soft_assign"},
         },
         ("bins_kd", "ckd", "ckd_vrkd"),
     ),

@@ -17,6 +17,7 @@ Array = Any  # jax.Array
 
 PERCENTS = (2, 98)  # of a view's unmasked pixels: the ends of the normalised range
 MIN_TEACHER_DEPTH = 1e-3  # metres; a metric teacher's sigmoid may underflow to 0, whose inverse is not finite
+ENDS = (5, 95)  # percent, of a view's labels: where a map of unknown scale and shift is tied to them
 MIN_LABELS = 10  # of a view, for two unknowns: the alignment to fewer is not trusted
 _ROUNDING = 1e-6  # about 8 units in the last place of float32
 
@@ -126,32 +127,29 @@ def _normalised(rel_inv_depth: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def align_to_labels(
-    rel_inv_depth: Array, depth: Array, mask: Array, *, min_depth: float, max_depth: float, shift: bool = True,
-    own: Array | None = None,
-) -> tuple[Array, Array]:  # fmt: skip
+    rel_inv_depth: Array, depth: Array, mask: Array, *, min_depth: float, max_depth: float, shift: bool = True
+) -> tuple[Array, Array]:
     """A teacher's map in metres, per view, in closed form; clipped to the range.
 
-    With `shift`, for a relative teacher: 1 / (s r + t) with the affine map to inverse depth that fits the labels best,
-    by least squares of D (s r + t) - 1 over the labels D, i.e. of the RELATIVE error of depth, under s > 0. As protocol
-    P0 (docs/protocol.md) aligns, but that weighs every label alike. Nothing changes under r -> a r + b with a > 0.
-    Where the labels are the student's `own` depth, s and t give s r + t its mean and standard deviation, under the same
-    weights D^2: least squares would shrink the contrast of the map by its correlation with what the student says so
-    far, which is what it is to learn.
+    With `shift`, for a map of unknown scale and shift: 1 / (s r + t), s and t such that over the labels the 5th and the
+    95th percentile of s r + t are those of the labels' inverse depth. Nothing changes under r -> a r + b with a > 0.
+    Percentiles, since least squares of the relative error, D (s r + t) - 1, lets a few far labels bend the whole view,
+    and shrinks the contrast of the map by its correlation with what it is fitted to (docs/method.md has figures). Which
+    pixel is nearer is the teacher's word alone: a map of depth instead of inverse depth is not noticed.
 
-    Without, for a teacher whose map is inverse depth up to a scale: s / r, s the median of D r over the labels. A shift
-    that labels of a few rows, or a student that errs, decide would bend the whole view. Nothing changes under r -> a r.
+    Without, for a map that is inverse depth up to a scale: s / r, s the median of D r over the labels. Nothing changes
+    under r -> a r.
 
     Args:
       rel_inv_depth: r [B, N, h, w] at head resolution, larger = nearer; positive without `shift`.
       depth: labels D [B, N, H, W] metres.
       mask: [B, N, H, W] bool, True = valid label. What is masked is not looked at.
       min_depth, max_depth: metres.
-      shift: whether r has an unknown shift as well as an unknown scale (`Teacher.shift_known`).
-      own: [B, N] bool, views whose labels are what the student says; None = no view.
+      shift: whether r has an unknown shift as well as an unknown scale.
 
     Returns:
       (depth [B, N, h, w] float32 metres; view_valid [B, N] bool: False where fewer than `MIN_LABELS` labels say where
-      the view is, or r says nothing of them, or the opposite). Neither carries a gradient.
+      the view is, or r or the labels do not vary over them). Neither carries a gradient.
     """
     if rel_inv_depth.ndim != 4 or depth.shape != mask.shape or depth.shape[:2] != rel_inv_depth.shape[:2]:
         raise ValueError(
@@ -161,8 +159,7 @@ def align_to_labels(
     mask = mask.astype(bool)
     r = jax.lax.stop_gradient(rel_inv_depth.astype(jnp.float32))
     d = jnp.where(mask, depth.astype(jnp.float32), 1.0)
-    taught = jnp.zeros(mask.shape[:2], bool) if own is None else own.astype(bool)
-    inverse, fits = _with_shift(r, d, mask, taught[:, :, None, None]) if shift else _scaled(r, d, mask)
+    inverse, fits = (_with_shift if shift else _scaled)(r, d, mask)
     view_valid = fits & (mask.sum((2, 3), keepdims=True) >= MIN_LABELS)
     inverse = jnp.where(view_valid, inverse, 1.0 / max_depth)
     return 1.0 / jnp.clip(inverse, 1.0 / max_depth, 1.0 / min_depth), view_valid[..., 0, 0]
@@ -172,33 +169,30 @@ def _at_labels(r: Array, mask: Array) -> Array:
     return interpolate.resize_taps(r[..., None], mask.shape[2], mask.shape[3], "bilinear")[..., 0]
 
 
+def _over_labels(values: Array, mask: Array, percents: Sequence[int]) -> list[Array]:
+    """Percentiles [B, N, 1, 1] of values [B, N, H, W], each."""
+    views = mask.shape[:2]
+    found = masked_percentiles(values.reshape(*views, -1), mask.reshape(*views, -1), percents)
+    return [found[..., i, None, None] for i in range(len(percents))]
+
+
 def _scaled(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
     """Inverse depth r / s, and which views have an s."""
-    views = mask.shape[:2]
-    products = jnp.where(mask, d * _at_labels(r, mask), 0.0)
-    middle = masked_percentiles(products.reshape(*views, -1), mask.reshape(*views, -1), (50,))[..., None]
+    (middle,) = _over_labels(d * _at_labels(r, mask), mask, (50,))
     fits = ~(middle <= 0)  # written so that a NaN stays a NaN
     return r / jnp.where(fits, middle, 1.0), fits
 
 
-def _with_shift(r: Array, d: Array, mask: Array, own: Array) -> tuple[Array, Array]:
+def _with_shift(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
     """Inverse depth s r + t, and which views have such a map."""
     axes = (2, 3)
     largest = jnp.max(jnp.abs(r), axes, keepdims=True)
     r = r - r.min(axes, keepdims=True)  # exact where r varies little about a large value
-    at_labels = _at_labels(r, mask)
-    weight = jnp.where(mask, d * d, 0.0)
-
-    def mean(values: Array) -> Array:
-        return jnp.sum(weight * values, axes, keepdims=True) / jnp.maximum(weight.sum(axes, keepdims=True), 1e-6)
-
-    centre, level = mean(at_labels), mean(1.0 / d)
-    centred = at_labels - centre
-    power = mean(centred * centred)
-    differs = ~(power <= (_ROUNDING * largest) ** 2)  # written so that a NaN stays a NaN
-    power = jnp.where(differs, power, 1.0)
-    scale = jnp.where(own, jnp.sqrt(mean(jnp.square(1.0 / d - level)) / power), mean(centred / d) / power)
-    return level + scale * (r - centre), differs & (own | ~(scale <= 0))
+    low, high = _over_labels(_at_labels(r, mask), mask, ENDS)
+    far, near = _over_labels(1.0 / d, mask, ENDS)
+    # Written so that a NaN stays a NaN.
+    fits = ~((high - low <= _ROUNDING * largest) | (near - far <= _ROUNDING * near))
+    return far + (near - far) / jnp.where(fits, high - low, 1.0) * (r - low), fits
 
 
 def assign_depth(depth: Array, anchors: Array, *, tau_bin: float) -> Array:
