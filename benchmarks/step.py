@@ -111,6 +111,36 @@ class Ours:
 
         return call
 
+    def cached(self) -> Callable[[], Any]:
+        """A call of the whole step whose batch holds the teacher's maps and tokens, as with `teacher.cache`."""
+        import jax
+
+        from fsmde_jax import build, sharding, teacher_signal
+        from fsmde_jax.losses import teacher_bins
+
+        loss, (height, width) = self.distilled.loss, self.config.data.image_size
+
+        @jax.jit
+        def kept(frozen: Any, batch: Any) -> dict[str, Any]:
+            maps = _teacher_maps(loss, frozen, batch)
+            r = teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, height // 2, width // 2)
+            tokens = teacher_signal.pool_tokens(maps.tokens, loss.weights.tokens).astype(np.float16)
+            return {"teacher_rel_inv_depth": r, "teacher_tokens": tokens}
+
+        batch = {name: array for name, array in self.on_device.items() if name != "clean_images"}
+        batch |= jax.device_put(kept(self.frozen, self.on_device), sharding.batch_sharding(self.mesh))
+        distilled = dataclasses.replace(self.distilled, loss=dataclasses.replace(loss, module=None))
+        _, fresh, step = build.training(self.config, self.mesh, distilled, batch["images"].shape[1])
+        state = fresh()
+        compiled = step.lower(state, batch, np.float32(1e-4), None).compile()
+
+        def call() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, batch, np.float32(1e-4), None)
+            return jax.block_until_ready((state, metrics))[1]
+
+        return call
+
     def input(self) -> Callable[[], Any]:
         """A call that makes the next batch in one thread (decode, augment, rasterise) and puts it on the devices."""
         import jax
@@ -137,7 +167,7 @@ class Ours:
         import jax.numpy as jnp
         import optax
 
-        from fsmde_jax import optim, teacher_signal
+        from fsmde_jax import optim
         from fsmde_jax.models.student import normalise_images
 
         o = self.config.optim
@@ -153,8 +183,7 @@ class Ours:
         keep = jax.tree.map(lambda leaf: leaf + 0, (params, stats))  # the step reuses the memory of its state
 
         def run_teacher(frozen: Any, batch: Any) -> Any:
-            images = normalise_images(batch["clean_images"])
-            return teacher_signal.run_teacher(loss.module, frozen, images, size=loss.size, tap=loss.tap)
+            return _teacher_maps(loss, frozen, batch)
 
         cached = dataclasses.replace(loss, module=None)  # takes the teacher's maps from the batch
 
@@ -175,6 +204,14 @@ class Ours:
             "forward and backward": (jax.jit(jax.value_and_grad(value)), given),
             "update": (jax.jit(update), (keep[0], moments, gradients)),
         }
+
+
+def _teacher_maps(loss: Any, frozen: Any, batch: Any) -> Any:
+    from fsmde_jax import teacher_signal
+    from fsmde_jax.models.student import normalise_images
+
+    images = normalise_images(batch["clean_images"])
+    return teacher_signal.run_teacher(loss.module, frozen, images, size=loss.size, tap=loss.tap)
 
 
 class _Records:

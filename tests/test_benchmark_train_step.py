@@ -83,6 +83,7 @@ def test_a_small_run_measures_both_sides(tmp_path):
     found = json.loads(out.read_text())["result"]
     for name in (
         "here",
+        "here, teacher from a cache",
         "teacher",
         "student forward",
         "forward and backward",
@@ -93,6 +94,7 @@ def test_a_small_run_measures_both_sides(tmp_path):
     ):
         assert found["median"][name] > 0 and f"| {name} |" in result.stdout
     losses = found["first_loss"]
+    assert losses["here, teacher from a cache"] == pytest.approx(losses["here"], rel=1e-3)
     assert losses["PyTorch eager"] == pytest.approx(losses["here"], rel=0.05)  # quantiles and padding differ a little
     assert set(found["gflops"]) == {"teacher", "student forward", "forward and backward", "update"}
     assert found["gflops"]["forward and backward"] > 2 * found["gflops"]["student forward"]
