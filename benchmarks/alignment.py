@@ -1,18 +1,24 @@
 """How far a teacher's map is off in metres, once `distill.bins=aligned` has fitted it: which `distill.shift` suits it?
 
   python -m benchmarks.alignment --teacher lite0 --records records/ablation_nuscenes_val --image_size 64x128 \
-      --longer_side 192 --labels 0.06 --truth dense --student docs/results/runs/ablation/nuscenes/supervised/seed0
-  python -m benchmarks.alignment --teacher teachers/small --records records/nuscenes_train --limit 200 --labels 0.5
+      --longer_side 192 --labels 0.06 --truth dense
+  python -m benchmarks.alignment --teacher teachers/small --records records/nuscenes_train --limit 200 \
+      --student runs/nuscenes --out alignment.json
 
-Per view the map is fitted to a share of its LiDAR labels (--labels) and, with --student, to what a student says of
-it, as in a view without labels; then abs_rel is measured on the other labels, or on exact depth (--truth dense). A row
-per way of fitting: scale alone (`distill.shift=known`), scale and shift (`unknown`), and, for comparison, scale and
-shift by least squares of depth's relative error and of inverse depth. Means over the views that every way can fit.
+Per view the map is fitted to a share of its LiDAR labels (--labels) and, with --student, to the depth that a student
+predicts, which stands for what it says in training of a view without labels; then abs_rel is measured on the other
+labels, or on exact depth (--truth dense). A row per way of fitting: scale alone (`distill.shift=known`), scale and
+shift (`unknown`), and, for comparison, scale and shift by least squares of depth's relative error and of inverse
+depth. Means over the views that can be fitted by every way, the same for all rows of a column and for the student's
+own error.
 """
 
 import argparse
+import dataclasses
+import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import interpolate, load_model
+from fsmde_jax import identity, interpolate, load_model
 from fsmde_jax.convert import add_teacher_flags
 from fsmde_jax.data.pipeline import chosen_indices, eval_batches
-from fsmde_jax.data.records import open_records, require_dense_depth
+from fsmde_jax.data.records import Records, open_records, require_dense_depth
+from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.eval_data import label_maps
 from fsmde_jax.losses import teacher_bins
@@ -66,32 +73,53 @@ def trained_with(shift: bool, min_depth: float, max_depth: float) -> Fit:
 
 
 def least_squares(relative: bool, min_depth: float, max_depth: float) -> Fit:
-    """Scale > 0 and shift of the least squares of D (s r + t) - 1, or of s r + t - 1 / D; NumPy, float64."""
+    """Scale and shift of the least squares of D (s r + t) - 1, or of s r + t - 1 / D; NumPy, float64."""
 
     def run(r: np.ndarray, depth: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        at_labels, inverse = upsampled(r, depth.shape[2:]), np.full(r.shape, np.nan)
-        for view in range(r.shape[1]):
-            known = mask[0, view]
-            if known.sum() < teacher_bins.MIN_LABELS:
-                continue
-            x, d = (a[0, view][known].astype(np.float64) for a in (at_labels, depth))
+        at_labels, inverse = upsampled(r, depth.shape[2:]), np.ones(r.shape)
+        valid = mask.sum((2, 3)) >= teacher_bins.MIN_LABELS
+        for view in np.flatnonzero(valid[0]):
+            x, d = (a[0, view][mask[0, view]].astype(np.float64) for a in (at_labels, depth))
             weight = d if relative else np.ones_like(d)
             (s, t), *_ = np.linalg.lstsq(np.stack([weight * x, weight], -1), weight / d, rcond=None)
-            if s > 0:
-                inverse[0, view] = s * r[0, view] + t
-        valid = np.isfinite(inverse).all((2, 3))
-        return 1 / np.clip(np.where(valid[..., None, None], inverse, 1), 1 / max_depth, 1 / min_depth), valid
+            inverse[0, view] = s * r[0, view] + t
+        return 1 / np.clip(inverse, 1 / max_depth, 1 / min_depth), valid
 
     return run
 
 
+class Column:
+    """Errors of the views that were fitted to one thing."""
+
+    def __init__(self) -> None:
+        self.views = 0  # with something to measure on, whether they could be fitted or not
+        self.errors: list[list[float]] = []  # per view that could be: of each way, then of the student, if there is one
+
+    def add(
+        self, fitted: Sequence[tuple[np.ndarray, np.ndarray]], own: Sequence[np.ndarray], truth: np.ndarray,
+        counts: np.ndarray,
+    ) -> None:  # fmt: skip
+        """One rig: (depth [1, N, h, w], valid [1, N]) of each way; own: the student's depth [1, N, H, W], or nothing;
+        truth [1, N, H, W] metres, counts [1, N, H, W] bool."""
+        maps = [*(upsampled(depth, truth.shape[2:]) for depth, _ in fitted), *own]
+        measured = counts.any((2, 3))
+        self.views += int(measured.sum())
+        for view in np.flatnonzero((np.all([valid for _, valid in fitted], 0) & measured)[0]):
+            at, d = counts[0, view], truth[0, view]
+            self.errors.append([float(np.abs(m[0, view][at] / d[at] - 1).mean()) for m in maps])
+
+
 def run(args: argparse.Namespace) -> None:
-    """The measurement that the flags describe: prints its table."""
-    if not 0 < args.labels < 1 and args.truth == "lidar":
-        raise ConfigError(f"--labels {args.labels}: expected a share between 0 and 1: the others are measured on")
+    """The measurement that the flags describe: prints its table, writes --out."""
+    dense = args.truth == "dense"
+    if not (0 < args.labels < 1 or (dense and args.labels == 1)):
+        rest = "" if dense else ", since it is measured on the others"
+        raise ConfigError(
+            f"--labels {args.labels}: expected a share above 0 and {'at most' if dense else 'below'} 1{rest}"
+        )
     teacher = open_teacher(args.teacher, variant=args.variant, version=args.version, max_depth=args.max_depth)
     records = open_records(args.records)
-    if args.truth == "dense":
+    if dense:
         require_dense_depth(records, "--truth dense")
     low, high = records.manifest.min_depth, records.manifest.max_depth
     size = args.image_size or tuple(int(side) for side in records[0].image_size[0])
@@ -103,40 +131,58 @@ def run(args: argparse.Namespace) -> None:
         "scale and shift, least squares of inverse depth": least_squares(False, low, high),
     }
     r_of, rng = maps_of(teacher, size, args.longer_side), np.random.default_rng(0)
-    errors: dict[str, list[np.ndarray]] = {}  # what was fitted to -> [ways] of a view, each
-    own_error: list[float] = []
+    columns = {"labels": Column()} | ({"student": Column()} if student else {})
     total = len(chosen_indices(len(records), args.limit))
     batches = eval_batches(records, size, 1, args.limit)
     for batch, samples, _ in tqdm(batches, total=total, unit="rig", disable=None, dynamic_ncols=True):
-        r, lidar = r_of(batch["images"]), batch["depth"]
-        known = (lidar > low) & (lidar < high) & batch["ego_mask"]
+        r, lidar, visible = r_of(batch["images"]), batch["depth"], batch["ego_mask"]
+        known = (lidar > low) & (lidar < high) & visible
         fitted = known & (rng.random(known.shape) < args.labels)
         truth = label_maps(batch, samples, args.truth)
-        counts = (truth > low) & (truth < high) & batch["ego_mask"]
-        if args.truth == "lidar":
-            counts &= ~fitted
-        to = {"labels": (lidar, fitted)}
+        counts = (truth > low) & (truth < high) & visible & (dense | ~fitted)
+        to, own = {"labels": (lidar, fitted)}, []
         if student is not None:
-            says = np.stack(student(batch["images"][0], batch["intrinsics"][0], batch["cam_to_ego"][0]).depth)[None]
-            to["student"] = says, (says > low) & (says < high) & batch["ego_mask"]
-            own_error.append(float(np.mean(np.abs(says / np.where(counts, truth, 1) - 1)[counts])))
+            own = [np.stack(student(batch["images"][0], batch["intrinsics"][0], batch["cam_to_ego"][0]).depth)[None]]
+            to["student"] = own[0], (own[0] > low) & (own[0] < high) & visible
         for name, (depth, mask) in to.items():
-            found = [way(r, depth, mask) for way in ways.values()]
-            fits = np.all([valid for _, valid in found], 0) & counts.any((2, 3))
-            for view in np.flatnonzero(fits[0]):
-                at, d = counts[0, view], truth[0, view]
-                off = [np.abs(upsampled(m, size)[0, view][at] / d[at] - 1).mean() for m, _ in found]
-                errors.setdefault(name, []).append(np.asarray(off))
-    if not errors:
-        raise DataError(f"{args.records}: no view has {teacher_bins.MIN_LABELS} labels to fit; use a larger --labels")
-    print(f"## {teacher.card.source or teacher.card.variant}, {total} records, abs_rel on {args.truth} depth\n")
-    print("| fitted by | " + " | ".join(f"to the {name}, {len(e)} views" for name, e in errors.items()) + " |")
-    print("|---" * (len(errors) + 1) + "|")
-    means = {name: np.mean(each, 0) for name, each in errors.items()}
-    for i, way in enumerate(ways):
-        print(f"| {way} | " + " | ".join(f"{mean[i]:.4f}" for mean in means.values()) + " |")
-    if own_error:
-        print(f"\nThe student itself: {np.mean(own_error):.4f}.")
+            columns[name].add([way(r, depth, mask) for way in ways.values()], own, truth, counts)
+    rows = [*ways, *(["the student itself"] if student else [])]
+    report(args, teacher, records, rows, columns)
+
+
+def report(
+    args: argparse.Namespace, teacher: Teacher, records: Records, rows: Sequence[str], columns: dict[str, Column]
+) -> None:
+    """Prints the table and writes --out.
+
+    Raises:
+      DataError: a column has no view.
+    """
+    for name, column in columns.items():
+        if not column.errors:
+            reason = "has anything to be measured on" if not column.views else (
+                f"could be fitted to the {name}: that takes {teacher_bins.MIN_LABELS} values that are not all the same"
+            )  # fmt: skip
+            raise DataError(f"{args.records}: no view {reason} (--labels {args.labels}, --truth {args.truth})")
+    means = {name: np.mean(column.errors, 0).tolist() for name, column in columns.items()}
+    print(f"## {teacher.card.source or teacher.card.variant}, {len(records)} records, abs_rel on {args.truth} depth\n")
+    heads = (f"to the {name}, {len(column.errors)} of {column.views} views" for name, column in columns.items())
+    print("| fitted by | " + " | ".join(heads) + " |\n" + "|---" * (len(columns) + 1) + "|")
+    for i, row in enumerate(rows):
+        print(f"| {row} | " + " | ".join(f"{mean[i]:.4f}" for mean in means.values()) + " |")
+    if args.out:
+        found = {
+            name: {
+                "views": column.views,
+                "fitted": len(column.errors),
+                "abs_rel": dict(zip(rows, means[name], strict=True)),
+            }
+            for name, column in columns.items()
+        }
+        config = {key: value for key, value in vars(args).items() if key != "out"}
+        made_by = identity.run_identity(config, {"eval": records.fingerprint})
+        whole = {"fitted_to": found, "teacher": dataclasses.asdict(teacher.card), "identity": made_by}
+        write_atomically(Path(args.out), (json.dumps(whole, indent=1) + "\n").encode())
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -161,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image_size", type=_size, metavar="HxW", help="of the student (default: the records')")
     parser.add_argument("--longer_side", type=int, default=0, metavar="PIXELS", help="of the teacher's input")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="records, spread evenly (default all)")
+    parser.add_argument("--out", metavar="FILE.json", help="write the numbers here, too")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
     with exit_with_message():

@@ -36,7 +36,10 @@ def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> N
     """Raises `ConfigError` showing every difference that forbids using checkpoint `where` with `config`."""
     # Runs of older versions do not say these: they trained students, without a teacher.
     alone = {**config.get("distill", {}), "w_ckd": 0.0, "w_vr": 0.0, "baseline": ""}
-    saved, config = ({"task": "student", "distill": alone, **c, "model": model_of(c)} for c in (saved, config))
+    saved, config = (
+        {"task": "student", **c, "model": model_of(c), "distill": {"shift": "auto", **c.get("distill", alone)}}
+        for c in (saved, config)
+    )
     taught = any(c["distill"].get(key) for c in (saved, config) for key in ("w_ckd", "w_vr", "baseline"))
     keys = [key for key in _FIXED_KEYS + _FIXED_BY_TASK[config["task"]] if taught or key != "distill"]
     found = [d for key in keys for d in differences(_select(saved, key), _select(config, key), key)]

@@ -176,7 +176,7 @@ class Distillation:
 
         That is its probabilities on the anchors, which the teacher's depth is assigned to, not on its own centers:
         where the teacher agrees with the student, the target is what the student has, wherever its centers are. So
-        such a view is taught the shape; its level and, from a teacher of unknown shift, its contrast are the student's.
+        such a view is taught the shape; its level and, from a teacher of unknown shift, its range are the student's.
         """
         anchors = depth_bins.log_anchors(
             batch["intrinsics"], batch["depth"].shape[-1], count, depth_range=self.depth_range,

@@ -103,6 +103,10 @@ def test_config_changes_that_make_another_network_are_refused():
     old, new = ({**config, "distill": {**config["distill"], "w_ckd": 1.0}} for config in (old, new))
     with pytest.raises(ConfigError, match=r"distill.bins: checkpoint has 'soft_assign', config has 'aligned'"):
         compatible.check_config(old, new, "here")
+    # A key that came later means what was done before.
+    compatible.check_config(old, {**old, "distill": {**old["distill"], "shift": "auto"}}, "here")
+    with pytest.raises(ConfigError, match=r"distill.shift: checkpoint has 'auto', config has 'unknown'"):
+        compatible.check_config(old, {**old, "distill": {**old["distill"], "shift": "unknown"}}, "here")
 
 
 def test_parameters_of_another_model_are_refused_with_every_difference():

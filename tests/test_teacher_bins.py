@@ -338,7 +338,7 @@ def test_alignment_ties_two_percentiles_as_numpy_has_them():
 
 
 def test_alignment_finds_the_scale_and_shift_of_an_exact_map_through_bad_labels():
-    """Least squares of the relative error, as protocol P0 has it for inverse depth, is bent by the few far ones."""
+    """Least squares of the relative error is bent by the few far ones."""
     r, fine, _, mask = _labelled(h=24, w=32)
     depth = (1 / (0.3 * fine + 0.02)).astype(np.float32)
     truth = 1 / (0.3 * r + 0.02)
@@ -432,9 +432,10 @@ def test_a_view_fitted_to_the_student_has_its_range_and_the_teachers_shape(corre
 
 
 @pytest.mark.parametrize("shift", [True, False])
-def test_a_teacher_that_is_not_finite_is_not_left_out_in_silence(shift):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_teacher_that_is_not_finite_is_not_left_out_in_silence(shift, value):
     r, _, depth, mask = _labelled()
-    r[0, 1, 2, 3] = np.nan
+    r[0, 1, 2, 3] = value
     found, valid = teacher_bins.align_to_labels(r, depth, mask, min_depth=0.5, max_depth=30.0, shift=shift)
     assert np.isnan(found[0, 1]).any() and np.isfinite(np.asarray(found)[0, ::2]).all()
     assert np.asarray(valid).all()

@@ -17,8 +17,8 @@ Array = Any  # jax.Array
 
 PERCENTS = (2, 98)  # of a view's unmasked pixels: the ends of the normalised range
 MIN_TEACHER_DEPTH = 1e-3  # metres; a metric teacher's sigmoid may underflow to 0, whose inverse is not finite
-ENDS = (5, 95)  # percent, of a view's labels: where a map of unknown scale and shift is tied to them
-MIN_LABELS = 10  # of a view, for two unknowns: the alignment to fewer is not trusted
+LABEL_PERCENTS = (5, 95)  # of a view's labels: where a map of unknown scale and shift is tied to them
+MIN_LABELS = 10  # of a view: the alignment to fewer is not trusted
 _ROUNDING = 1e-6  # about 8 units in the last place of float32
 
 
@@ -135,7 +135,8 @@ def align_to_labels(
     95th percentile of s r + t are those of the labels' inverse depth. Nothing changes under r -> a r + b with a > 0.
     Percentiles, since least squares of the relative error, D (s r + t) - 1, lets a few far labels bend the whole view,
     and shrinks the contrast of the map by its correlation with what it is fitted to (docs/method.md has figures). Which
-    pixel is nearer is the teacher's word alone: a map of depth instead of inverse depth is not noticed.
+    pixel is nearer is the teacher's word alone: a map of depth instead of inverse depth is not noticed. Labels that lie
+    in a small part of the map's range alone, or a wrong one among few, stretch or bend the rest of the view.
 
     Without, for a map that is inverse depth up to a scale: s / r, s the median of D r over the labels. Nothing changes
     under r -> a r.
@@ -158,6 +159,7 @@ def align_to_labels(
         )
     mask = mask.astype(bool)
     r = jax.lax.stop_gradient(rel_inv_depth.astype(jnp.float32))
+    r = jnp.where(jnp.isfinite(r), r, jnp.nan)  # clipping would make a depth of an infinite value
     d = jnp.where(mask, depth.astype(jnp.float32), 1.0)
     inverse, fits = (_with_shift if shift else _scaled)(r, d, mask)
     view_valid = fits & (mask.sum((2, 3), keepdims=True) >= MIN_LABELS)
@@ -188,8 +190,8 @@ def _with_shift(r: Array, d: Array, mask: Array) -> tuple[Array, Array]:
     axes = (2, 3)
     largest = jnp.max(jnp.abs(r), axes, keepdims=True)
     r = r - r.min(axes, keepdims=True)  # exact where r varies little about a large value
-    low, high = _over_labels(_at_labels(r, mask), mask, ENDS)
-    far, near = _over_labels(1.0 / d, mask, ENDS)
+    low, high = _over_labels(_at_labels(r, mask), mask, LABEL_PERCENTS)
+    far, near = _over_labels(1.0 / d, mask, LABEL_PERCENTS)
     # Written so that a NaN stays a NaN.
     fits = ~((high - low <= _ROUNDING * largest) | (near - far <= _ROUNDING * near))
     return far + (near - far) / jnp.where(fits, high - low, 1.0) * (r - low), fits
