@@ -74,10 +74,11 @@ def test_the_pytorch_student_is_the_same_network_and_step():
         assert np.linalg.norm(theirs - mine) < 0.02 * np.linalg.norm(mine), name
 
 
-def test_a_small_run_measures_both_sides(tmp_path):
+@pytest.mark.parametrize("memory", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_small_run_measures_both_sides(tmp_path, memory):
     out = tmp_path / "found.json"
     command = [sys.executable, "-m", "benchmarks.train_step", "--size", "32x64", "--cameras", "2", "--repeats", "1",
-               "--out", str(out)]  # fmt: skip
+               "--out", str(out), *([] if memory else ["--no-memory"])]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(out.read_text())["result"]
@@ -104,7 +105,8 @@ def test_a_small_run_measures_both_sides(tmp_path):
     assert found["gbytes"]["update"] > 4 * 4 * 11e6 / 1e9  # parameters, gradients and moments of ResNet-18, once each
     middle = found["median"]
     assert found["differences"]["backward"] == middle["forward and backward"] - middle["student forward"]
-    for name in ("here", "PyTorch eager"):
+    assert ("memory_mb" in found) == memory
+    for name in ("here", "PyTorch eager") if memory else ():
         used = found["memory_mb"][name]
         assert 100 < used["before"] <= used["peak"] and f"memory of {name}" in result.stdout
 
