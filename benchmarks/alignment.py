@@ -16,7 +16,6 @@ own error.
 import argparse
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from fsmde_jax.data.records import Records, open_records, require_dense_depth
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.eval_data import label_maps
+from fsmde_jax.export import parse_size
 from fsmde_jax.losses import teacher_bins
 from fsmde_jax.models.student import normalise_images
 from fsmde_jax.models.teacher_images import LONGER_SIDE, teacher_size
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     if dense:
         require_dense_depth(records, "--truth dense")
     low, high = records.manifest.min_depth, records.manifest.max_depth
-    size = args.image_size or tuple(int(side) for side in records[0].image_size[0])
+    size = parse_size(args.image_size or "x".join(map(str, records[0].image_size[0])))
     student = load_model(args.student) if args.student else None
     ways = {
         "scale (distill.shift=known)": trained_with(False, low, high),
@@ -147,13 +147,14 @@ def run(args: argparse.Namespace) -> None:
         for name, (depth, mask) in to.items():
             columns[name].add([way(r, depth, mask) for way in ways.values()], own, truth, counts)
     rows = [*ways, *(["the student itself"] if student else [])]
-    report(args, teacher, records, rows, columns)
+    report(args, teacher, records, total, rows, columns)
 
 
 def report(
-    args: argparse.Namespace, teacher: Teacher, records: Records, rows: Sequence[str], columns: dict[str, Column]
-) -> None:
-    """Prints the table and writes --out.
+    args: argparse.Namespace, teacher: Teacher, records: Records, total: int, rows: Sequence[str],
+    columns: dict[str, Column],
+) -> None:  # fmt: skip
+    """Prints the table and writes --out; `total` = rigs that were measured.
 
     Raises:
       DataError: a column has no view.
@@ -165,7 +166,7 @@ def report(
             )  # fmt: skip
             raise DataError(f"{args.records}: no view {reason} (--labels {args.labels}, --truth {args.truth})")
     means = {name: np.mean(column.errors, 0).tolist() for name, column in columns.items()}
-    print(f"## {teacher.card.source or teacher.card.variant}, {len(records)} records, abs_rel on {args.truth} depth\n")
+    print(f"## {teacher.card.source or teacher.card.variant}, {total} records, abs_rel on {args.truth} depth\n")
     heads = (f"to the {name}, {len(column.errors)} of {column.views} views" for name, column in columns.items())
     print("| fitted by | " + " | ".join(heads) + " |\n" + "|---" * (len(columns) + 1) + "|")
     for i, row in enumerate(rows):
@@ -185,13 +186,6 @@ def report(
         write_atomically(Path(args.out), (json.dumps(whole, indent=1) + "\n").encode())
 
 
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, e.g. 352x640")
-    return int(found[1]), int(found[2])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -204,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", default="", metavar="RUN", help="fit to what it says, too: as of load_model")
     parser.add_argument("--labels", type=float, default=0.5, metavar="SHARE", help="that are fitted to (default 0.5)")
     parser.add_argument("--truth", choices=("lidar", "dense"), default="lidar", help="what is measured on")
-    parser.add_argument("--image_size", type=_size, metavar="HxW", help="of the student (default: the records')")
+    parser.add_argument("--image_size", default="", metavar="HxW", help="of the student (default: the records')")
     parser.add_argument("--longer_side", type=int, default=0, metavar="PIXELS", help="of the teacher's input")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="records, spread evenly (default all)")
     parser.add_argument("--out", metavar="FILE.json", help="write the numbers here, too")

@@ -105,10 +105,11 @@ def test_labels_that_were_fitted_to_are_not_measured_on(records, toys, monkeypat
 
     monkeypatch.setattr(alignment.Column, "add", spy)
     for share in ("0.2", "0.8"):
-        alignment.main([*flags(records), "--labels", share])
-    few, many = sum(seen[:2]), sum(seen[2:])
+        alignment.main([*flags(records), "--labels", share, "--limit", "1"])
+    few, many = seen
     assert 0 < 3 * few < many
-    assert "student" not in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "student" not in text and text.count("## tiny, 1 records") == 2
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ def test_labels_that_were_fitted_to_are_not_measured_on(records, toys, monkeypat
         (["--labels", "1"], "--labels 1.0: expected a share above 0 and below 1, since it is measured on the others"),
         (["--labels", "2", "--truth", "dense"], "--labels 2.0: expected a share above 0 and at most 1"),
         (["--labels", "nan"], "--labels nan: expected"),
+        (["--image_size", "32"], "--image_size 32"),
         (["--labels", "1e-9"], "no view could be fitted to the labels: that takes 10 values"),
     ],
 )
