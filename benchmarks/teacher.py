@@ -4,10 +4,11 @@
     python -m benchmarks.teacher --variant base --repeats 5 --compile
     python -m benchmarks.teacher --dtype bfloat16 --attention cudnn   # on a GPU: share of its peak as well
 
-Both sides get the same random weights and images, the same cores (`--threads`) and the same settings of glibc's malloc
-(without them page faults cost either side up to 2.5 times its time on large tensors). They are timed in turn in one
-process; compilation is not counted. Memory is measured in a process of its own for each side. On a GPU both sides run
-on it, images and results stay there, and a call's time is from its start until the device is done.
+Both sides get the same random weights and images, the same cores (`--threads`) and the same settings of glibc's malloc,
+those of `fsmde_jax.heap` (without them page faults cost either side up to 2.5 times its time on large tensors). They
+are timed in turn in one process; compilation is not counted. Memory is measured in a process of its own for each side.
+On a GPU both sides run on it, images and results stay there, and a call's time is from its start until the device is
+done.
 """
 
 import argparse
@@ -31,7 +32,8 @@ if not __package__:  # run as a file: its folder holds data_prep.py, which would
 from benchmarks import memory
 
 SIZES = ("1x518x518", "6x350x630")
-MALLOC = {
+MALLOC = {  # what fsmde_jax.heap sets, for PyTorch as well
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",

@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from fsmde_jax import heap
 from fsmde_jax.errors import ConfigError, exit_with_message
 from fsmde_jax.names import flatten, nearest
 
@@ -40,6 +41,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "With --distributed: which 
 
 
 def main(argv: Sequence[str]) -> None:
+    heap.keep_freed_memory()
     with exit_with_message():
         if len(argv) > 1:
             raise ConfigError(f"unexpected argument {argv[1]!r}; overrides are written --config.<key>=<value>")

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fsmde_jax import interpolate, predict_rig, rig_frames
+from fsmde_jax import heap, interpolate, predict_rig, rig_frames
 from fsmde_jax.convert import add_teacher_flags
 from fsmde_jax.depth_model import load_model
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
@@ -278,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     single.add_argument("--npy", action="store_true", help="also write the numbers as .npy, float32 [H, W]")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
+    heap.keep_freed_memory()
     with exit_with_message():
         if _check_mode(parser, args) == "--checkpoint":
             _predict_rigs(args)

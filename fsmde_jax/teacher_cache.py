@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from fsmde_jax import heap
 from fsmde_jax.convert import add_teacher_flags
 from fsmde_jax.data import tfrecord
 from fsmde_jax.data.pipeline import eval_batches
@@ -197,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="compute dtype (default float32)")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
+    heap.keep_freed_memory()
     with exit_with_message():
         cameras = tuple(name.strip() for name in args.cameras.split(",") if name.strip())
         records = open_records(args.records, cameras)

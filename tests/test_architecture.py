@@ -34,7 +34,7 @@ LEVELS = [
      "fsmde_jax.data.augment", "fsmde_jax.data.teacher_maps", "fsmde_jax.data.prefetch"},
     {"fsmde_jax.geometry", "fsmde_jax.interpolate", "fsmde_jax.data.schema", "fsmde_jax.data.tfrecord",
      "fsmde_jax.data.dense", "fsmde_jax.names", "fsmde_jax.expectation"},
-    {"fsmde_jax.distributed", "fsmde_jax.disk", "fsmde_jax.run_lock"},
+    {"fsmde_jax.distributed", "fsmde_jax.disk", "fsmde_jax.run_lock", "fsmde_jax.heap"},
     {"fsmde_jax.errors", "fsmde_jax"},
 ]  # fmt: skip
 SAME_LEVEL = {

@@ -23,7 +23,7 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
-from fsmde_jax import build, eval_options
+from fsmde_jax import build, eval_options, heap
 from fsmde_jax.errors import ConfigError, exit_with_message
 from fsmde_jax.experiment import inputs, parallel
 from fsmde_jax.experiment import report as reports
@@ -235,6 +235,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     args = parser().parse_args(argv)
+    heap.keep_freed_memory()
     with exit_with_message():
         job(args)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import logging
 
+from fsmde_jax import heap
 from fsmde_jax.errors import TrainingError
 from fsmde_jax.experiment import runs as runs_of
 from fsmde_jax.experiment.plan import Run
@@ -78,6 +79,7 @@ def _timed(run: Run, root: Path, data: Mapping[str, str]) -> Done:
 
 def _settle(root: Path, started: Any, jobs: int, parent: int) -> None:
     """Start of a process: its cores, what the command itself has set, and no life after the parent's."""
+    heap.keep_freed_memory()
     with started.get_lock():
         number, started.value = started.value, started.value + 1
     if hasattr(os, "sched_setaffinity"):  # Linux

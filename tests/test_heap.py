@@ -1,0 +1,84 @@
+"""Freed memory stays with the process: page faults of a compiled program in fresh processes; where it is left alone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fsmde_jax import heap
+
+STEPS, PAGES = 20, 4_000  # buffers of 16 MB are some 4,000 pages of 4 KiB
+
+# Page faults per call of a program with large temporary buffers, after calls that have grown the heap.
+SCRIPT = f"""
+import resource, sys
+from fsmde_jax import heap
+print(heap.keep_freed_memory())
+import jax
+import jax.numpy as jnp
+
+def step(x):
+    for _ in range(3):
+        x = jnp.cumsum(x, axis=0)[::-1]
+    return x.sum()
+
+step, x = jax.jit(step), jax.random.normal(jax.random.key(0), (100, 40_000))
+for _ in range(20):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({STEPS}):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(**environment: str) -> tuple[str, int]:
+    """(what keep_freed_memory returned, page faults)."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**own, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    kept, faults = done.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="glibc only")
+def test_a_step_touches_no_fresh_pages() -> None:
+    kept, faults = run(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")  # says nothing of what is set here
+    assert kept == "True"
+    untouched, faults_before = run(MALLOC_TOP_PAD_="131072")  # glibc's default, said by the user
+    assert untouched == "False"
+    assert faults_before > STEPS * PAGES / 2, "the test's program no longer asks the system for memory at each step"
+    assert faults < faults_before / 20
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"JAX_PLATFORMS": "cuda"},
+        {"JAX_PLATFORMS": "tpu,cpu"},
+        {"MALLOC_ARENA_MAX": "4"},
+        {"LD_PRELOAD": "libtcmalloc.so"},
+        {"GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.arena_max=4"},
+    ],
+)
+def test_left_alone(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: None) -> None:
+        raise AssertionError("malloc's settings were touched")
+
+    monkeypatch.setattr(heap.ctypes, "CDLL", refuse)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert not heap.keep_freed_memory()
+
+
+def test_left_alone_where_an_accelerator_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(heap.importlib.metadata, "entry_points", lambda group: [group])
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("malloc's settings were touched"))
+    assert not heap.keep_freed_memory()
