@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fsmde_jax import heap
-
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-heap.keep_freed_memory()
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # test modules and the commands they run compile the same functions
     _cache = tempfile.mkdtemp(prefix="fsmde_xla_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)

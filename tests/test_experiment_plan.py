@@ -118,6 +118,11 @@ def test_runs_have_their_own_folders_and_a_sweep_takes_the_rows_own_runs():
     assert [run.folder.as_posix() for run in tuning] == [
         "small/ring/ckd-tune_lr=0.001/seed100", "small/ring/ckd-tune_lr=0.003/seed100"
     ]  # fmt: skip
+    both = planned_tuning(suite, "ring", ["supervised", "ckd"])
+    assert [(run.row, run.overrides["optim.lr"]) for run in both] == [
+        ("supervised", 1e-3), ("ckd", 1e-3), ("supervised", 3e-3), ("ckd", 3e-3)
+    ]  # fmt: skip
+    assert planned_tuning(suite, "ring", []) == []
     assert tuning[0].evaluation_config("lidar").data.eval_records == "records/val"
     assert [run.seed for run in planned_tests(suite, "ring", ["ckd"], FREE, seeds=[7, 9])] == [7, 9]
 

@@ -111,12 +111,15 @@ def is_base(suite: Suite, rig: str, row: str, overrides: Overrides) -> bool:
 
 
 def planned_tuning(suite: Suite, rig: str, rows: Iterable[str]) -> list[Run]:
-    """The runs that choose each row's candidate: every candidate of every tuned row, the same seeds for all."""
+    """The runs that choose each row's candidate: every candidate of every tuned row, the same seeds for all.
+
+    Candidate by candidate, so that two at a time are seldom of one row: both would compile the same program.
+    """
+    candidates = {row: suite.candidates_of(row) for row in rows if suite.rows[row].tuned}
     return [
         Run(suite, rig, row, seed, TUNE, f"tune_{label_of(candidate)}", candidate)
-        for row in rows
-        if suite.rows[row].tuned
-        for candidate in suite.candidates_of(row)
+        for same in zip(*candidates.values(), strict=True)  # every row has equally many
+        for row, candidate in zip(candidates, same, strict=True)
         for seed in suite.tuning_seeds
     ]
 
