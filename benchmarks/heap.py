@@ -23,8 +23,6 @@ from typing import Any
 if not __package__:  # run as a file: its folder holds data_prep.py, which would hide the package data_prep
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import memory
-
 # Side -> its environment, and whether it keeps freed memory.
 SIDES = {
     "glibc's own settings": ({}, False),
@@ -50,12 +48,10 @@ def serve(asked: Any, keep: bool, args: argparse.Namespace) -> None:
             call()
         seconds = time.perf_counter() - started
         asked.send((seconds / count, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / count))
-    asked.send(memory.resident("VmHWM"))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Side -> seconds of a step and page faults of a step in each round, and the process's peak in MB, compilation
-    included."""
+    """Side -> seconds of a step and page faults of a step in each round."""
     context = multiprocessing.get_context("spawn")
     before, sides = dict(os.environ), {}
     found: dict[str, Any] = {name: {"seconds": [], "page_faults": []} for name in SIDES}
@@ -76,21 +72,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             seconds, faults = side.recv()
             found[name]["seconds"].append(seconds)
             found[name]["page_faults"].append(faults)
-    for name, side in sides.items():
+    for side in sides.values():
         side.send(0)
-        found[name]["peak_mb"] = side.recv()
     return found
 
 
 def table(found: dict[str, Any]) -> str:
     """Markdown, beside the first side."""
     first = next(iter(found.values()))["seconds"]
-    lines = ["| | s a step | of the first | page faults a step | peak memory, MB |", "|---|---|---|---|---|"]
+    lines = ["| | s a step | of the first | page faults a step |", "|---|---|---|---|"]
     for name, side in found.items():
         ratio = statistics.median(mine / other for mine, other in zip(side["seconds"], first, strict=True))
         lines.append(
             f"| {name} | {statistics.median(side['seconds']):.3f} | {ratio:.2f} |"
-            f" {statistics.median(side['page_faults']):.0f} | {side['peak_mb']:.0f} |"
+            f" {statistics.median(side['page_faults']):.0f} |"
         )
     return "\n".join(lines)
 

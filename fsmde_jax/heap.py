@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
     XLA asks the C library for the buffers of every step on a processor. glibc gives large ones back at once, so that
     each step touches fresh pages, which the system has to clear first (docs/scaling.md has what that costs). The
-    process then stays as large as it once was; what it needs at most does not change.
+    process then stays as large as it once was.
 
     To be called at the start of a program, before anything makes threads: heaps that are there already stay. Nothing
     is done without glibc, where the user has settings of malloc in the environment or another allocator (LD_PRELOAD),

@@ -41,7 +41,6 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "With --distributed: which 
 
 
 def main(argv: Sequence[str]) -> None:
-    heap.keep_freed_memory()
     with exit_with_message():
         if len(argv) > 1:
             raise ConfigError(f"unexpected argument {argv[1]!r}; overrides are written --config.<key>=<value>")
@@ -121,4 +120,5 @@ def _known_keys() -> list[str]:
 
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     sys.exit(app.run(main, flags_parser=_parse))

@@ -278,7 +278,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     single.add_argument("--npy", action="store_true", help="also write the numbers as .npy, float32 [H, W]")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
-    heap.keep_freed_memory()
     with exit_with_message():
         if _check_mode(parser, args) == "--checkpoint":
             _predict_rigs(args)
@@ -295,4 +294,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     main()

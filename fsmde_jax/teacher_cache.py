@@ -198,7 +198,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="compute dtype (default float32)")
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
-    heap.keep_freed_memory()
     with exit_with_message():
         cameras = tuple(name.strip() for name in args.cameras.split(",") if name.strip())
         records = open_records(args.records, cameras)
@@ -214,4 +213,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     main()

@@ -1,6 +1,7 @@
 """Freed memory stays with the process: page faults of a compiled program in fresh processes; where it is left alone."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -47,7 +48,7 @@ def run(**environment: str) -> tuple[str, int]:
     return kept, int(faults)
 
 
-@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="glibc only")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_a_step_touches_no_fresh_pages() -> None:
     kept, faults = run(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")  # says nothing of what is set here
     assert kept == "True"
@@ -82,3 +83,17 @@ def test_left_alone_where_an_accelerator_may_be_used(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(heap.importlib.metadata, "entry_points", lambda group: [group])
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("malloc's settings were touched"))
     assert not heap.keep_freed_memory()
+
+
+@pytest.mark.parametrize("module", ["main", "predict", "teacher_cache", "experiment"])
+def test_programs_begin_with_it(module: str) -> None:
+    """In a process of its own, since running a module twice would define its flags twice."""
+    script = f"""
+import runpy, sys
+from fsmde_jax import heap
+heap.keep_freed_memory = lambda: print("kept", flush=True)
+sys.argv = ["x", "--help"]
+runpy.run_module("fsmde_jax.{module}", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.startswith("kept\n"), done.stderr

@@ -235,10 +235,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     args = parser().parse_args(argv)
-    heap.keep_freed_memory()
     with exit_with_message():
         job(args)
 
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     main()
