@@ -104,11 +104,12 @@ def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tup
 
 
 def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    """Gradients for x, as shifted products again, and for the kernel, in a loop over the rows of all images.
+    """Gradients for x, as shifted products again, and for the kernel, in a loop over the rows of the output.
 
     Differentiated automatically, each of the k * k entries of the kernel gets a reduction of its own, into which XLA
     fuses (that is, repeats) whatever x and the gradient are computed from. A loop reads both as they are. It adds
-    products place by place: XLA gives sums within a loop to a library whose calls cost more than the sums.
+    products place by place and sums up at its end: sums inside of the loop XLA gives to a library whose calls cost
+    more than the sums do, and across devices each would wait for the others.
     """
     x, kernel = saved
     (m, h, w, c), k, (out_h, out_w) = x.shape, kernel.shape[0], gradient.shape[1:3]
@@ -126,16 +127,15 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array
 
     padded = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
 
-    def add_row(totals: list[Array], place: Array) -> tuple[list[Array], None]:
-        image, row = jnp.divmod(place, out_h)
-        rows = jax.lax.dynamic_slice(padded, (image, row * stride, 0, 0), (1, k, padded.shape[2], c))[0]
-        of_row = jax.lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, out_w, c))[0]
-        products = [rows[:, j : j + (out_w - 1) * stride + 1 : stride] * of_row for j in range(k)]
+    def add_row(totals: list[Array], row: Array) -> tuple[list[Array], None]:
+        rows = jax.lax.dynamic_slice(padded, (0, row * stride, 0, 0), (m, k, padded.shape[2], c))
+        of_row = jax.lax.dynamic_slice(gradient, (0, row, 0, 0), (m, 1, out_w, c))
+        products = [rows[:, :, j : j + (out_w - 1) * stride + 1 : stride] * of_row for j in range(k)]
         return [total + product.astype(jnp.float32) for total, product in zip(totals, products, strict=True)], None
 
-    nothing = [jnp.zeros((k, out_w, c), jnp.float32)] * k
-    totals, _ = jax.lax.scan(add_row, nothing, jnp.arange(m * out_h))
-    for_kernel = jnp.stack([total.sum(1) for total in totals], 1)
+    nothing = [jnp.zeros((m, k, out_w, c), jnp.float32)] * k
+    totals, _ = jax.lax.scan(add_row, nothing, jnp.arange(out_h))
+    for_kernel = jnp.stack([total.sum((0, 2)) for total in totals], 1)
     return for_x.astype(x.dtype), for_kernel[:, :, None].astype(kernel.dtype)
 
 
