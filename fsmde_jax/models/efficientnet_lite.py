@@ -109,7 +109,7 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array
     Differentiated automatically, each of the k * k entries of the kernel gets a reduction of its own, into which XLA
     fuses (that is, repeats) whatever x and the gradient are computed from. A loop reads both as they are. It adds
     products place by place and sums up at its end: sums inside of the loop XLA gives to a library whose calls cost
-    more than the sums do, and across devices each would wait for the others.
+    more than the sums do (docs/scaling.md), and images on other devices would have to be summed up for every row.
     """
     x, kernel = saved
     (m, h, w, c), k, (out_h, out_w) = x.shape, kernel.shape[0], gradient.shape[1:3]
