@@ -41,7 +41,11 @@ def _remove_halves(workdir: Path) -> int:
 
 
 def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    # Of several processes: the end of one manager's write and the begin of another's would meet at one barrier.
+    barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, enable_async_checkpointing=True, multiprocessing_options=barriers
+    )
     try:
         return ocp.CheckpointManager(folder.resolve(), options=options)
     except OSError as error:

@@ -1,16 +1,19 @@
 """fsmde_jax.main with a toy encoder, which compiles at once: python -m tests.toy_run <flags of fsmde_jax.main>.
 
 TOY_EVALUATION, seconds: every batch of an evaluation takes so long.
+TOY_LATE: the number of a process whose writing of a checkpoint ends only when a best one is begun (or a minute later).
 """
 
 import os
 import sys
+import threading
 import time
 
 import jax
+import orbax.checkpoint as ocp
 from absl import app
 
-from fsmde_jax import evaluate, main
+from fsmde_jax import evaluate, main, run_checkpoints
 from fsmde_jax.models import student
 from tests import toy_encoder
 
@@ -26,6 +29,25 @@ def toy() -> None:
         return predict(*arguments)
 
     evaluate._predict = slowly
+    if late := os.environ.get("TOY_LATE"):
+        end_late(int(late))
+
+
+def end_late(process: int) -> None:
+    """The background's last part of a write, in one process, meets the begin of a best checkpoint in the other."""
+    save_best, finalize, begun = run_checkpoints.Checkpoints.save_best, ocp.CheckpointManager._finalize, threading.Event()
+
+    def save(*arguments):
+        begun.set()
+        return save_best(*arguments)
+
+    def end(manager, *arguments):
+        if jax.process_index() == process and manager.directory.name == "checkpoints":
+            begun.wait(60)
+            time.sleep(2)
+        return finalize(manager, *arguments)
+
+    run_checkpoints.Checkpoints.save_best, ocp.CheckpointManager._finalize = save, end
 
 
 if __name__ == "__main__":
