@@ -1,6 +1,6 @@
 """The same distillation steps on meshes of eight virtual devices; run by test_sharding.py in a process of its own.
 
-python -m tests.sharded_runs records_folder out.npz [real]; `real` takes ResNet-18 instead of the toy encoder.
+python -m tests.sharded_runs records_folder out.npz toy|resnet18 name [name ...], names of `MESHES`.
 """
 
 import sys
@@ -37,14 +37,15 @@ def make_config(records):
     return c
 
 
-def main(records: str, out: str, encoder: str = "toy") -> None:
+def main(records: str, out: str, encoder: str, *names: str) -> None:
     if encoder == "toy":
         student.make_encoder = toy_encoder.make_encoder
     build_teacher.open_teacher = lambda name: TOY
     jax.config.update("jax_disable_most_optimizations", True)
     sharding.MIN_SHARDED = 64
     found = {}
-    for name, (devices, fsdp, parts) in MESHES.items():
+    for name in names:
+        devices, fsdp, parts = MESHES[name]
         config = make_config(records)
         config.train.batch_parts = parts
         run(config, sharding.make_mesh(fsdp, jax.devices()[:devices]), name, Path(out).parent, found)
@@ -72,9 +73,9 @@ def run(config, mesh, name, folder, found):
                 checkpoints.save(state, batches, {})
                 checkpoints.wait()
             batch = {key: value for key, value in next(batches).items() if key != "record_index"}
-            if name == "fsdp" and number == 0:
+            if name == "mixed" and number == 0:
                 text = step.lower(state, batch, 1e-3, teacher).compile().as_text()
-                found["fsdp/gathers"] = "all-gather" in text
+                found["mixed/gathers"] = "all-gather" in text
             state, metrics = step(state, batch, 1e-3, teacher)
             for key, value in metrics.items():
                 found[f"{name}/{key}/{number}"] = np.asarray(value)

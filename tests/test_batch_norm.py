@@ -1,5 +1,7 @@
 """Folding BatchNorm, against flax's own and against the network as it was."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from fsmde_jax.models.batch_norm import BatchNorm, fold
 from fsmde_jax.models.registry import ENCODERS, build_encoder
 from fsmde_jax.models.student import ENCODER_SCOPE, fold_batch_norm
 from tests.exported import perturbed_tree
+from tests.random_student import random_variables
 
 
 class Pair(nn.Module):
@@ -56,20 +59,21 @@ def test_the_shift_that_is_left():
 
 
 @pytest.mark.parametrize(
-    "encoder", ["resnet18", "efficientnet_lite0", pytest.param("resnet50", marks=pytest.mark.slow)]
+    "encoder",
+    ["resnet18", "efficientnet_lite0", pytest.param("resnet50", marks=pytest.mark.slow)],
 )
 def test_an_encoder_is_the_same_function(encoder):
     """In float64, where rounding cannot hide a wrong pair: every tap to 1e-9."""
     with jax.enable_x64(True):
         network = build_encoder(encoder, jnp.float64)
         x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3), jnp.float64)
-        variables = perturbed_tree(network.init(jax.random.key(1), x, train=False))
-        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), random_variables(network, x))
+        run = jax.jit(partial(network.apply, train=False))
         whole = {kind: {ENCODER_SCOPE: tree} for kind, tree in variables.items()}
         folded = fold_batch_norm(encoder, whole)
         assert folded["batch_stats"] == {}
-        found = network.apply({"params": folded["params"][ENCODER_SCOPE]}, x, train=False)
-        wanted = network.apply(variables, x, train=False)
+        found = run({"params": folded["params"][ENCODER_SCOPE]}, x)
+        wanted = run(variables, x)
     assert len(found) == len(ENCODERS[encoder].channels)
     for f, w in zip(found, wanted, strict=True):
         np.testing.assert_allclose(f, w, rtol=1e-9, atol=1e-9 * float(np.abs(w).max()))

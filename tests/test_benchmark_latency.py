@@ -39,6 +39,7 @@ def tiny_student():
     return student.student("resnet18", "float32", (64, 96))
 
 
+@pytest.mark.slow
 def test_rows_and_speedups(tmp_path):
     out = tmp_path / "result.json"
     done = start("module", [*TINY, "--onnx", "--out", str(out)], ROOT)

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.random_student import random_variables
+
 ROOT = Path(__file__).resolve().parent.parent
 torch = pytest.importorskip("torch")
 
@@ -34,7 +36,7 @@ def test_the_pytorch_student_is_the_same_network_and_step():
     intrinsics = np.tile(np.diag([70.0, 70.0, 1.0]).astype(np.float32), (rigs, 3, 1, 1))
     label = np.where(rng.random((rigs, 3, height, width)) < 0.1, rng.uniform(1, 60, (rigs, 3, height, width)), 0)
     label = label.astype(np.float32)
-    variables = model.init(jax.random.key(0), images, intrinsics, train=False)
+    variables = random_variables(model, images, intrinsics)
     target = rng.normal(size=(rigs * 3, bins, height // 2, width // 2)).astype(np.float32)
 
     def ours(params):
@@ -47,7 +49,7 @@ def test_the_pytorch_student_is_the_same_network_and_step():
         mask = jnp.ones(logits.shape[:4], bool)
         return loss + distill.probability_loss(out["bin_logits"], logits, mask, tau=1.0), out
 
-    (loss, out), gradient = jax.value_and_grad(ours, has_aux=True)(variables["params"])
+    (loss, out), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables["params"])
 
     span = depth_bins.canonical_range(0.5, 80.0, 500.0, (300.0, 700.0))
     student = torch_student.Student(channels, bins, span).train()

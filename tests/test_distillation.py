@@ -221,7 +221,7 @@ def test_the_teacher_is_an_argument_of_the_step_and_not_baked_into_it(records):
     assert len(text) < 3_000_000  # its 6.3 million parameters would be 50 MB of text
 
 
-@pytest.mark.parametrize("bins", ["soft_assign", "aligned"])
+@pytest.mark.parametrize("bins", [pytest.param("soft_assign", marks=pytest.mark.slow), "aligned"])
 def test_permuting_cameras_with_their_calibration_changes_nothing(records, bins):
     job = Job(make_config(records, **ALL, **{"distill.bins": bins}))
     order = np.array([2, 0, 1])
@@ -231,7 +231,7 @@ def test_permuting_cameras_with_their_calibration_changes_nothing(records, bins)
         assert float(after[name]) == pytest.approx(float(before[name]), rel=2e-4), name
 
 
-@pytest.mark.parametrize("bins", ["soft_assign", "aligned"])
+@pytest.mark.parametrize("bins", [pytest.param("soft_assign", marks=pytest.mark.slow), "aligned"])
 def test_views_dropped_or_masked_altogether_give_finite_gradients(records, bins):
     job = Job(make_config(records, **ALL, **{"distill.baseline": "dist", "distill.bins": bins}))
     hidden = np.zeros_like(job.batch["ego_mask"])
@@ -260,7 +260,7 @@ def test_the_step_learns_the_teachers_bins(records):
     assert step._cache_size() == programs  # another rate is the same one
 
 
-@pytest.mark.parametrize("bins", ["soft_assign", "aligned"])
+@pytest.mark.parametrize("bins", [pytest.param("soft_assign", marks=pytest.mark.slow), "aligned"])
 def test_a_cache_gives_the_same_loss_as_the_teacher_in_the_step(records, tmp_path, bins):
     plain = {"augment.scale": (1.0, 1.0), "augment.jitter_probability": 0.0, "augment.flip": 0.0, **ALL,
              "distill.bins": bins}  # fmt: skip
@@ -286,6 +286,7 @@ def test_a_cache_gives_the_same_loss_as_the_teacher_in_the_step(records, tmp_pat
         Job(make_config(records, **learned))
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_cached_tokens_teaches_relations(records, tmp_path):
     """`teacher.cache` with tokens: CKD and VRKD without a teacher in the step, and without zoom."""
     opened, size = open_records(str(records)), (64, 96)
@@ -303,6 +304,7 @@ def test_a_whole_run_on_cached_tokens_teaches_relations(records, tmp_path):
     assert checkpoint.read_parameters(tmp_path / "run", "best")[2] == 2
 
 
+@pytest.mark.slow
 def test_cirkd_takes_its_grid_and_temperature_from_the_config(records):
     base_value = float(Job(make_config(records, **{"distill.baseline": "cirkd"})).value_and_grad()[0]["cirkd"])
     for change in ({"distill.tau_r": 1.0}, {"distill.tokens": (1, 2)}):
@@ -403,6 +405,7 @@ def test_what_each_term_needs():
     assert needs(DistillWeights(baseline="dist")).logits and needs(DistillWeights(baseline="sp")).tokens
 
 
+@pytest.mark.slow
 def test_two_hot_teaches_probabilities_on_the_students_own_centers(records, monkeypatch):
     metric = ToyTeacher(max_depth=40.0)
     monkeypatch.setattr(build_teacher, "open_teacher", lambda name: metric)

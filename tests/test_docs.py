@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.slow
 def test_the_snippets_of_the_api_are_one_program(tmp_path, monkeypatch):
     samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(2)]
     write_folder(tmp_path / "records" / "my_rig", samples)

@@ -118,7 +118,9 @@ def whole_run(records, toys, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("step", "every"), [(4, 2), (4, 100), (8, 100)])
+@pytest.mark.parametrize(
+    ("step", "every"), [(4, 2), *(pytest.param(step, 100, marks=pytest.mark.slow) for step in (4, 8))]
+)
 def test_a_signal_ends_an_evaluation_between_batches(records, whole_run, tmp_path, monkeypatch, step, every):
     """A checkpoint that is due is written before it, one that is not after it; the evaluation is made up."""
     workdir, seen = tmp_path / "run", []
@@ -209,7 +211,7 @@ def test_a_missing_or_damaged_best_checkpoint_is_said(records, tmp_path, monkeyp
     assert "the best checkpoint, of step 2, is gone" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("told", [0, 4])
+@pytest.mark.parametrize("told", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_a_write_that_fails_in_the_background_costs_nothing_else(records, tmp_path, monkeypatch, capsys, told):
     """Of step 3, say: the next state is tried and waited for, also where a signal ends the run with it."""
     workdir, config = tmp_path / "run", make_config(records, **{"train.steps": 5})
@@ -283,7 +285,7 @@ def test_a_damaged_record_is_met_again_at_once(records, tmp_path, monkeypatch, c
     same(workdir, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("what", ["log", "metric", "bug"])
+@pytest.mark.parametrize("what", ["log", *(pytest.param(name, marks=pytest.mark.slow) for name in ("metric", "bug"))])
 def test_an_error_between_steps_saves_the_state(records, tmp_path, monkeypatch, what):
     workdir, config = tmp_path / "run", make_config(records, **{"train.eval_every": 2, "train.checkpoint_every": 100})
     made = evaluations(monkeypatch, {2: 0.5, 4: 0.25, 6: 0.1, 8: 0.05})

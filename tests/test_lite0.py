@@ -48,7 +48,7 @@ def test_it_opens_by_name_as_student_and_as_teacher():
     # A road below a sky: the ground gets nearer towards the lower edge.
     image = np.full((1, 96, 160, 3), 0.5, np.float32)
     image[:, 48:] = -1.0
-    r = np.asarray(teacher.module().apply({"params": teacher.params}, image)["rel_inv_depth"])[0]
+    r = np.asarray(jax.jit(teacher.module().apply)({"params": teacher.params}, image)["rel_inv_depth"])[0]
     assert r.min() > 0 and r[-8:].mean() > r[56:64].mean()
 
 

@@ -20,6 +20,7 @@ from fsmde_jax.eval_data import split_cameras
 from fsmde_jax.evaluate import EvalOptions
 from fsmde_jax.state import make_predict
 from tests import eval_rigs, rooms, sample_factory
+from tests.random_student import random_variables
 from tests.toy_encoder import toy_encoder
 
 SIZE = (32, 64)
@@ -159,14 +160,10 @@ def student(request):
     """(cross_view_blocks, predictor): a random student whose blocks, where it has some, are not the identity."""
     model = build.build_model(make_config(**{"model.cross_view_blocks": request.param}))
     arguments = (jnp.zeros((1, 6, *SIZE, 3)), jnp.tile(jnp.eye(3), (1, 6, 1, 1)), jnp.tile(jnp.eye(4), (1, 6, 1, 1)))
-    variables = jax.jit(lambda key: model.init(key, *arguments, train=False))(jax.random.key(0))
-    params, rng = dict(variables["params"]), np.random.default_rng(0)
-    for scope in ("cross_view", "depth_bins"):
-        params[scope] = jax.tree.map(
-            lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), params.get(scope, {})
-        )
     predict = make_predict(model, lambda outputs: outputs["pred_depth"])
-    return request.param, lambda batch: predict(params, variables["batch_stats"], batch)
+    with toy_encoder():
+        variables = random_variables(model, *arguments)
+        yield request.param, lambda batch: predict(variables["params"], variables["batch_stats"], batch)
 
 
 def differing(samples, camera, folder):
@@ -276,6 +273,7 @@ def toys():
         yield
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(toys, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(missing_cameras, "STUDENTS", {"cross-view": (1, 0.3)})
     samples = [rooms.make(seed, cameras=3, native_size=(48, 96)) for seed in range(1)]

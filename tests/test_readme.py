@@ -67,10 +67,10 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+@pytest.fixture
+def place(tmp_path):
     """A folder with the project's top level linked in, and a user's data beside it."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path
     for name in ("configs", "data_prep", "fsmde_jax"):
         (folder / name).symlink_to(ROOT / name)
     rendered.nuscenes(folder / "nuscenes", frames=(2, 2), size=SMALL, cameras=rendered.RIG_OF_3)
@@ -105,31 +105,47 @@ def adapted(words):
     return [sys.executable, *words]
 
 
-def test_commands_run_as_written(place, monkeypatch):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment.pop("FSMDE_REAL_DATA", None)
-    ran = []
+# What the fast tests leave out: the world and all trainings but that on nuScenes and the fine-tuning from it.
+LATER = re.compile(r"(records|data|configs|runs)/(supervised|ddad_slow|(student_)?world|lite0)")
+
+
+def now(everything):
+    """(words of the README, command to run) in an order in which each finds what it needs."""
     after_demo = "depth_first/"  # on what `make demo` leaves behind, which other commands make here
     for words in sorted(commands(), key=lambda words: after_demo in words):
         if words[0] != "python" or any("FSMDE_REAL_DATA" in word for word in words):
             continue  # the runs on real frames have tests and figures of their own
-        command = adapted(words)
+        if not everything:
+            words = [{"records/world_train": "records/nuscenes_train"}.get(word, word) for word in words]
+            if "export" not in words[2] and LATER.search(" ".join(words)):
+                continue
+        yield words, adapted(words)
+
+
+@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_commands_run_as_written(place, monkeypatch, everything):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment.pop("FSMDE_REAL_DATA", None)
+    ran = []
+    for words, command in now(everything):
         result = subprocess.run(
             command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}"
         ran.append(words[2])
-    converters = {"data_prep.nuscenes", "data_prep.ddad", "data_prep.folder", "data_prep.world"}
-    assert {*converters, "data_prep.verify", "fsmde_jax.main"} <= set(ran)
+    converters = {"data_prep.nuscenes", "data_prep.ddad", "data_prep.folder"}
+    programs = ("convert", "export", "main", "predict", "report")
+    assert {*converters, "data_prep.verify", *(f"fsmde_jax.{name}" for name in programs)} <= set(ran)
     for name in ("depth", "depth_tiny"):
         assert len(list((place / name).rglob("*_depth.png"))) >= 6
-    for name in ("depth_val", "depth_raw", "depth_rig", "depth_first"):
+    for name in ("depth_val", "depth_raw", "depth_rig", "depth_first")[: 3 + everything]:
         assert len(list((place / name).rglob("cloud.ply"))) == 1
     assert (place / "lidar_over_images.png").stat().st_size > 10_000
     assert (place / "runs/nuscenes/evaluation/nuscenes_mini_val_surround.md").is_file()
     assert (place / "runs/my_rig/evaluation/folder_train_surround.md").is_file()
-    assert "trivial" in (place / "runs/world/evaluation/world_val_surround.md").read_text()
-    assert (place / "runs/world/evaluation/world_val_surround_dense.md").is_file()
+    if everything:
+        assert "trivial" in (place / "runs/world/evaluation/world_val_surround.md").read_text()
+        assert (place / "runs/world/evaluation/world_val_surround_dense.md").is_file()
     monkeypatch.chdir(place)
     given = arguments()
     exec(snippets()["onnxruntime"], given)

@@ -17,6 +17,7 @@ def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_path_on_real_frames(real_data, tmp_path):
     """A minute of training at 64x96 already beats the row median of the neighbouring frames on the clip."""
     real_frames.main(["--out", str(tmp_path / "out"), *TINY, "--config.train.steps=80"])

@@ -11,6 +11,7 @@ from fsmde_jax.errors import ConfigError
 from fsmde_jax.models import depth_bins, registry
 from fsmde_jax.models.cross_view import CrossView
 from fsmde_jax.models.student import ENCODER_SCOPE, normalise_images
+from tests.random_student import random_variables
 
 H, W = 64, 96
 CHANNELS = (4, 8, 8, 16, 16)
@@ -30,24 +31,6 @@ def rig(n, seed=0, b=1):
         cam_to_ego[:, i, :3, :3] = np.stack([right, [0, 0, -1], forward], -1)
         cam_to_ego[:, i, :3, 3] = forward
     return jnp.asarray(images), jnp.asarray(intrinsics), jnp.asarray(cam_to_ego)
-
-
-def random_variables(module, *args, seed=1):
-    """Variables of a module with He-scaled random numbers everywhere, so that nothing stays at a zero initialisation.
-
-    From shapes alone: compiling the real initialisation takes several times longer than the rest of this file.
-    """
-    rng = np.random.default_rng(seed)
-
-    def fill(keys, spec):
-        leaf = keys[-1].key
-        if leaf == "kernel":
-            return rng.normal(size=spec.shape).astype(np.float32) * np.float32(np.sqrt(2 / np.prod(spec.shape[:-1])))
-        noise = 0.1 * rng.normal(size=spec.shape).astype(np.float32)
-        return 1 + np.abs(noise) if leaf in ("scale", "var") else noise
-
-    shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), *args)
-    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 class Built:
@@ -204,6 +187,7 @@ def test_other_encoders_fit_the_decoder(encoder):
     assert set(variables["batch_stats"]) == {ENCODER_SCOPE, "decoder"}
 
 
+@pytest.mark.slow
 def test_the_real_initialisation_predicts_within_the_range():
     module = registry.build_student(encoder="efficientnet_lite0", decoder_channels=CHANNELS, num_bins=8)
     images, intrinsics, _ = rig(1)

@@ -143,6 +143,7 @@ def test_only_a_relative_teachers_map_has_a_shift_to_fit(records, file):
         assert np.abs(np.log(two[0] / two[1])).max() > 0.2
 
 
+@pytest.mark.slow
 def test_distillation_from_a_student_in_the_step_and_from_its_cache(records, file, tmp_path):
     taught = {"teacher.weights": str(file), "teacher.longer_side": 0, "distill.w_ckd": 1.0, "distill.w_vr": 0.1,
               "train.log_every": 1, "augment.scale": (1.0, 1.0), "distill.tokens": (2, 4),

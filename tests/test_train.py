@@ -191,6 +191,7 @@ def test_fine_tuning_starts_from_the_other_run(records, whole_run, tmp_path, cap
     jax.tree.map(np.testing.assert_array_equal, new["params"], old["params"])  # rate 0: nothing moved
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_run_that_was_never_evaluated_takes_its_latest(records, whole_run, tmp_path, capsys):
     """Such a run, killed early, has an empty best/."""
     source = tmp_path / "killed"
@@ -299,7 +300,7 @@ def told_at(patch, step):
     patch.setattr(loop.Loop, "_log", log)
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_an_evaluation_that_a_signal_forestalled_is_made_up_for(records, whole_run, tmp_path, monkeypatch, step):
     """At a step with an evaluation, and at the last one; twice, as if killed before another checkpoint was written."""
     workdir, config = tmp_path / "run", make_config(records, **{"train.eval_every": 4, "train.checkpoint_every": 100})
@@ -320,6 +321,7 @@ def test_an_evaluation_that_a_signal_forestalled_is_made_up_for(records, whole_r
     assert best[2] == wanted[2]
 
 
+@pytest.mark.slow
 def test_the_optimiser_may_change_on_resume_and_another_state_is_no_damage(records, whole_run, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
@@ -415,6 +417,7 @@ def test_without_evaluations_in_between_there_is_one_at_the_end(records, whole_r
     assert evaluate_run(config, tmp_path / "run").samples == 6
 
 
+@pytest.mark.slow
 def test_another_best_metric_starts_the_search_anew(records, whole_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)

@@ -135,6 +135,7 @@ def test_a_stream_can_go_on_anywhere(rig, second):
     assert not np.array_equal(again["images"][0], again["images"][1])
 
 
+@pytest.mark.slow
 def test_the_train_step_takes_rendered_batches(second):
     batch = {name: value for name, value in second.items() if name != "record_index"}
     student = registry.build_student(encoder="efficientnet_lite0", decoder_channels=(8, 8, 8, 8, 8), num_bins=8)

@@ -184,6 +184,7 @@ def read_depth(data: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED).astype(np.float32) / 256
 
 
+@pytest.mark.slow
 def test_records_of_a_varied_dataset_have_each_scenes_calibration(dgp_root, tmp_path):
     for split in ("train", "val"):
         flags = ["--split", split, "--image_size", "native", "--out", str(tmp_path / split), "--workers", "1"]

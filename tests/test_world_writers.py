@@ -190,6 +190,7 @@ def test_masks_are_the_pixels_that_show_the_cars_own_body(dgp_root):
     assert not near.any()  # no returns from the own body in this rig
 
 
+@pytest.mark.slow
 def test_cameras_of_different_sizes_get_their_own_pictures(tmp_path):
     """Cameras are rendered in groups of one size; each picture must still be that of its own camera."""
     rig = rigs.scaled(rigs.read_rig("nuscenes"), size=SIZE)

@@ -35,7 +35,11 @@ def toy() -> None:
 
 def end_late(process: int) -> None:
     """The background's last part of a write, in one process, meets the begin of a best checkpoint in the other."""
-    save_best, finalize, begun = run_checkpoints.Checkpoints.save_best, ocp.CheckpointManager._finalize, threading.Event()
+    save_best, finalize, begun = (
+        run_checkpoints.Checkpoints.save_best,
+        ocp.CheckpointManager._finalize,
+        threading.Event(),
+    )
 
     def save(*arguments):
         begun.set()
