@@ -27,7 +27,7 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("way", ["file", "module"])
+@pytest.mark.parametrize("way", [pytest.param("file", marks=pytest.mark.slow), "module"])
 def test_input_pipeline(data, tmp_path, way):
     script = ["-m", "benchmarks.input_pipeline"] if way == "module" else [str(ROOT / "benchmarks/input_pipeline.py")]
     out = tmp_path / "result.json"

@@ -24,14 +24,14 @@ def test_numbers_and_gradients_are_those_of_the_plain_convolution(size, kernel, 
         for options in ({}, {"conv_general_dilated": convolve})
     ]
     variables = layers[0].init(jax.random.key(0), x)
-    outputs = [layer.apply(variables, x) for layer in layers]
+    outputs = [jax.jit(layer.apply)(variables, x) for layer in layers]
     weights = rng.normal(size=outputs[0].shape)
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
 
     def total(layer, variables, x):
         return (layer.apply(variables, x) * weights).sum()
 
-    gradients = [jax.grad(functools.partial(total, layer), argnums=(0, 1))(variables, x) for layer in layers]
+    gradients = [jax.jit(jax.grad(functools.partial(total, layer), argnums=(0, 1)))(variables, x) for layer in layers]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *reversed(gradients))
 
 

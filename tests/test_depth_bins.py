@@ -32,7 +32,7 @@ def run(head, perturb, seed=0, data=None):
     leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(seed)
     leaves = [leaf + perturb * jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
-    return head.apply(jax.tree.unflatten(tree, leaves), features, descriptor, ratio, levels)
+    return jax.jit(head.apply)(jax.tree.unflatten(tree, leaves), features, descriptor, ratio, levels)
 
 
 def head_of(bins="log", probabilities="softmax", **fields):
@@ -131,7 +131,7 @@ def test_gradients_are_finite_and_float32_for_bfloat16_features(bins, kind):
         return jnp.mean(jnp.log(depth)) + jnp.mean(jnp.log(out["view_bin_centers"]))
 
     for scale in (1.0, 1e4):
-        gradients = jax.grad(loss)(variables, jnp.bfloat16(scale))
+        gradients = jax.jit(jax.grad(loss))(variables, jnp.bfloat16(scale))
         assert all(np.isfinite(leaf).all() and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients))
 
 

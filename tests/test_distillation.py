@@ -144,7 +144,12 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_the_teacher_stays_frozen(
     assert all(value > 0 for value in norms(own).values()) and PROJECTOR_SCOPE in own
 
 
-@pytest.mark.parametrize("name", sorted(baselines.BASELINES))
+FAST = ("fitnets", "response")  # one with a projector, one without; every loss has tests of its own
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in sorted(baselines.BASELINES)]
+)
 def test_every_baseline_teaches_the_student(records, name):
     job = Job(make_config(records, **{"distill.baseline": name, "distill.w_baseline": 100.0}))
     terms, own, _ = job.value_and_grad()
@@ -175,6 +180,7 @@ def test_variants_of_relations_have_gradients(records, changes):
     assert float(terms["vrkd"]) > 1e-6 and float(optax.tree.norm(change)) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_tap_chooses_the_tokens(records):
     values = [
         float(Job(make_config(records, **{"distill.w_vr": 1.0, "distill.tap": tap})).value_and_grad()[0]["vrkd"])
@@ -183,6 +189,7 @@ def test_the_tap_chooses_the_tokens(records):
     assert values[0] != pytest.approx(values[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bins_from_a_trained_head(records):
     job = Job(make_config(records, **{"distill.bins": "learned", **ALL}))
     terms, own, teachers = job.value_and_grad()
@@ -439,7 +446,8 @@ def test_aligned_bins_are_those_that_the_students_head_starts_from(records):
     assert float(terms["ckd_prob"]) > 0 and norms(own)["decoder"] > 0
     variables = {"params": job.state.params, "batch_stats": job.state.batch_stats}
     images = normalise_images(job.batch["images"])
-    outputs = job.model.apply(variables, images, job.batch["intrinsics"], job.batch["cam_to_ego"], train=False)
+    run = jax.jit(functools.partial(job.model.apply, train=False))
+    outputs = run(variables, images, job.batch["intrinsics"], job.batch["cam_to_ego"])
     loss = job.distilled.loss
     labels = loss._labels(outputs, job.batch, 64)
     np.testing.assert_allclose(labels.anchors, outputs["view_bin_centers"], rtol=1e-4)
@@ -502,7 +510,16 @@ def says(monkeypatch, job, change):
         return job.value_and_grad()[0]
 
 
-@pytest.mark.parametrize("bins", ["soft_assign", "aligned", "aligned without shift", "learned", "two_hot"])
+@pytest.mark.parametrize(
+    "bins",
+    [
+        "aligned",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("soft_assign", "aligned without shift", "learned", "two_hot")
+        ),
+    ],
+)
 def test_a_teacher_that_says_the_same_of_every_pixel_leaves_all_terms(records, monkeypatch, bins):
     kind, metric = bins.split()[0], bins in ("two_hot", "aligned without shift")
     monkeypatch.setattr(build_teacher, "open_teacher", lambda name: ToyTeacher(max_depth=40.0 if metric else None))
@@ -512,6 +529,7 @@ def test_a_teacher_that_says_the_same_of_every_pixel_leaves_all_terms(records, m
     assert found == [0.0] * len(found) and len(found) >= 2
 
 
+@pytest.mark.slow
 def test_relations_do_not_ask_whether_depth_could_be_aligned(records, monkeypatch):
     """Labels that are all the same leave open how deep a map is; the tokens beside it are as good as ever."""
     found = []

@@ -138,18 +138,34 @@ def test_larger_variants_are_the_references(variant):
 @pytest.mark.parametrize("kernel,stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("size", [(8, 12), (7, 9)])
 def test_shifted_products_are_a_grouped_convolution(kernel, stride, size):
+    """Value and both gradients, by plain loops."""
     rng = np.random.default_rng(kernel)
     x = rng.normal(size=(2, *size, 6)).astype(np.float32)
     weight = rng.normal(size=(kernel, kernel, 1, 6)).astype(np.float32)
     out = -(-size[0] // stride), -(-size[1] // stride)
     pad = [same_padding(s, kernel, stride) for s in size]
     padded = np.pad(x, ((0, 0), *pad, (0, 0)))
-    expected = np.zeros((2, *out, 6))
+    expected, gradient = np.zeros((2, *out, 6)), rng.normal(size=(2, *out, 6)).astype(np.float32)
+    for_x, for_weight = np.zeros(padded.shape), np.zeros((kernel, kernel, 6))
     for i in range(out[0]):
         for j in range(out[1]):
-            window = padded[:, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
+            rows, columns = slice(i * stride, i * stride + kernel), slice(j * stride, j * stride + kernel)
+            window, above = padded[:, rows, columns], gradient[:, i, j][:, None, None]
             expected[:, i, j] = (window * weight[None, :, :, 0]).sum((1, 2))
-    np.testing.assert_allclose(depthwise_shift(jnp.asarray(x), jnp.asarray(weight), stride), expected, atol=1e-5)
+            for_x[:, rows, columns] += above * weight[None, :, :, 0]
+            for_weight += (above * window).sum(0)
+    for_x = for_x[:, pad[0][0] : pad[0][0] + size[0], pad[1][0] : pad[1][0] + size[1]]
+
+    @jax.jit
+    def run(x, weight):
+        found, back = jax.vjp(functools.partial(depthwise_shift, stride=stride), x, weight)
+        return found, *back(gradient.astype(x.dtype))
+
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.03)):
+        found = run(jnp.asarray(x, dtype), jnp.asarray(weight, dtype))
+        assert all(value.dtype == dtype for value in found)
+        for value, wanted in zip(found, (expected, for_x, for_weight[:, :, None]), strict=True):
+            np.testing.assert_allclose(value.astype(np.float32), wanted, atol=tolerance * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -29,7 +29,8 @@ FIELD = re.compile(r"^(?P<name>[A-Z_]+) = (?P<value>.*?)  # @param\b(?P<kind>.*)
 SIZE = "64x96"
 # A network that compiles fast. The forms have no fields for these keys, but one for any keys.
 SMALL = (
-    "--config.model.decoder_channels=4,4,8,8,8 --config.model.num_bins=8 --config.train.log_every=1"
+    "--config.model.encoder=resnet18 --config.model.decoder_channels=4,4,8,8,8 --config.model.num_bins=8"
+    " --config.train.log_every=1"
     " --config.train.picture_every=0 --config.eval.num_pictures=1 --config.distill.tokens=4,6"
 )
 
