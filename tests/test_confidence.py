@@ -21,6 +21,7 @@ from fsmde_jax.train import train
 from fsmde_jax.viz.confidence_plot import confidence_plot
 from tests import rooms
 from tests.sample_factory import write_folder
+from tests.toy_encoder import toy_encoder
 
 SIZE = (32, 64)
 
@@ -275,6 +276,13 @@ def test_images_without_truth_or_labels_are_left_out():
 
 
 # --- the evaluation job ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="module")
+def toys():
+    """An encoder that compiles at once."""
+    with toy_encoder():
+        yield
 
 
 @pytest.fixture(scope="module")

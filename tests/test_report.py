@@ -21,6 +21,14 @@ from fsmde_jax.viz.pointcloud import Cloud
 from tests import rooms
 from tests.sample_factory import write_folder
 from tests.test_train import make_config
+from tests.toy_encoder import toy_encoder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def toys():
+    """An encoder that compiles at once."""
+    with toy_encoder():
+        yield
 
 
 @pytest.fixture(scope="module")

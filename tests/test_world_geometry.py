@@ -125,6 +125,7 @@ def second(rig):
     return jax.device_get(next(stream))
 
 
+@pytest.mark.slow
 def test_a_stream_can_go_on_anywhere(rig, second):
     again = jax.device_get(next(batches.batches(rig, batch_size=2, seed=3, frames_per_scene=2, start=2)))
     for name, value in second.items():
