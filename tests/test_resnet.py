@@ -1,5 +1,7 @@
 """ResNet encoders against transformers' `ResNetModel`, layer by layer, and BatchNorm's training mode against torch."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from fsmde_jax import weights
 from fsmde_jax.models import registry
 from fsmde_jax.models.resnet import ResNet
+from tests.random_student import random_variables
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -78,6 +81,11 @@ def test_every_tap_is_the_references(case):
         assert relative_error(tap, theirs) < 1e-4
 
 
+def training(module):
+    """Applies a network in training; returns its outputs and the new statistics."""
+    return jax.jit(partial(module.apply, train=True, mutable=["batch_stats"]))
+
+
 @pytest.mark.slow
 def test_full_resnet50_is_the_references():
     torch.manual_seed(1)
@@ -98,7 +106,7 @@ def test_training_mode_normalises_by_the_batch_and_updates_the_statistics_like_t
     old = numpy_state(model)
     model.train()
     expected = torch_taps_once(model, images)
-    taps, updates = ours.apply(variables, images, train=True, mutable=["batch_stats"])
+    taps, updates = training(ours)(variables, images)
     for tap, theirs in zip(taps, expected, strict=True):
         assert relative_error(tap, theirs) < 1e-4
     new = numpy_state(model)
@@ -132,10 +140,10 @@ def torch_taps_once(model, images):
 def test_masked_images_stay_out_of_the_batch_statistics():
     module = ResNet((1, 1, 1, 1), False, (4, 4, 4, 4), stem_width=4)
     images = np.random.default_rng(2).normal(size=(3, 32, 64, 3)).astype(np.float32)
-    variables = module.init(jax.random.key(0), images, train=False)
+    variables, run = random_variables(module, images), training(module)
     mask = jnp.asarray([True, False, True]).reshape(3, 1, 1, 1)
-    masked, updates = module.apply(variables, images, train=True, mask=mask, mutable=["batch_stats"])
-    alone, expected = module.apply(variables, images[[0, 2]], train=True, mutable=["batch_stats"])
+    masked, updates = run(variables, images, mask=mask)
+    alone, expected = run(variables, images[[0, 2]])
     for a, b in zip(masked, alone, strict=True):
         np.testing.assert_allclose(np.asarray(a)[[0, 2]], b, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), updates, expected)
@@ -143,8 +151,9 @@ def test_masked_images_stay_out_of_the_batch_statistics():
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     module = ResNet((1, 1, 1, 1), False, (4, 4, 4, 4), stem_width=4, dtype=jnp.bfloat16)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    taps, updates = module.apply(variables, jnp.ones((1, 32, 32, 3)), train=True, mutable=["batch_stats"])
+    images = jnp.ones((1, 32, 32, 3))
+    shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    taps, updates = training(module)(random_variables(module, images), images)
     assert all(tap.dtype == jnp.bfloat16 for tap in taps)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))

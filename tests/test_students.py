@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,12 +104,12 @@ def test_a_student_teaches_what_it_predicts(records, run, file):
     opened, config = open_records(records), make_config(records, **{"teacher.weights": ""})
     batch = next(iter(teacher_cache.eval_batches(opened, SIZE, 1)))[0]
     images = normalise_images(batch["images"])
-    maps = teacher_signal.run_teacher(teacher.module(), teacher.params, images, size=SIZE)
-    in_turn = teacher_signal.run_teacher(teacher.module(in_turn=True), teacher.params, images, size=SIZE)
+    run_teacher = jax.jit(teacher_signal.run_teacher, static_argnums=0, static_argnames="size")
+    maps = run_teacher(teacher.module(), teacher.params, images, size=SIZE)
+    in_turn = run_teacher(teacher.module(in_turn=True), teacher.params, images, size=SIZE)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), maps, in_turn)
-    outputs = build.build_model(config).apply(
-        students.read_student(file)[0], images, batch["intrinsics"], batch["cam_to_ego"], train=False
-    )
+    apply = jax.jit(partial(build.build_model(config).apply, train=False))
+    outputs = apply(students.read_student(file)[0], images, batch["intrinsics"], batch["cam_to_ego"])
     product = np.asarray(maps.rel_inv_depth * outputs["pred_depth"])
     np.testing.assert_allclose(product, np.broadcast_to(product[..., :1, :1], product.shape), rtol=1e-4)
     np.testing.assert_allclose(maps.tokens, outputs["features"], rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,8 @@ def test_torchvision_layout_gives_the_same_encoder_as_the_transformers_layout(re
     torch.save(renamed, tmp_path / "resnet18.pth")
     params, stats = weights.load_encoder(tmp_path / "resnet18.pth", "resnet18")
     x = np.random.default_rng(0).normal(size=(1, 32, 64, 3)).astype(np.float32)
-    taps = registry.build_encoder("resnet18").apply({"params": params, "batch_stats": stats}, x, train=False)
+    apply = jax.jit(partial(registry.build_encoder("resnet18").apply, train=False))
+    taps = apply({"params": params, "batch_stats": stats}, x)
     with torch.no_grad():
         expected = model(torch.from_numpy(x).permute(0, 3, 1, 2)).last_hidden_state.permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(taps[-1], expected, atol=1e-4 * np.abs(expected).max())
