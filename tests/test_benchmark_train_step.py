@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.random_student import random_variables
+from tests.random_network import random_variables
 
 ROOT = Path(__file__).resolve().parent.parent
 torch = pytest.importorskip("torch")

@@ -317,6 +317,9 @@ def test_cirkd_takes_its_grid_and_temperature_from_the_config(records):
     for change in ({"distill.tau_r": 1.0}, {"distill.tokens": (1, 2)}):
         value = float(Job(make_config(records, **{"distill.baseline": "cirkd"}, **change)).value_and_grad()[0]["cirkd"])
         assert abs(value - base_value) > 0.02 * base_value, change
+
+
+def test_relations_within_a_view_are_no_gram_matrices(records):
     with pytest.raises(ConfigError, match=r"distill.intra = True: .*distill.relation = 'gram'"):
         Job(make_config(records, **{"distill.w_vr": 1.0, "distill.relation": "gram", "distill.intra": True}))
 

@@ -19,7 +19,7 @@ from fsmde_jax.eval_data import split_cameras
 from fsmde_jax.evaluate import EvalOptions
 from fsmde_jax.state import make_predict
 from tests import eval_rigs, rooms, sample_factory
-from tests.random_student import random_variables
+from tests.random_network import random_variables
 from tests.toy_encoder import toy_encoder
 
 SIZE = (32, 64)

@@ -10,7 +10,7 @@ import pytest
 from fsmde_jax import weights
 from fsmde_jax.models import registry
 from fsmde_jax.models.resnet import ResNet
-from tests.random_student import random_variables
+from tests.random_network import random_variables
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ from fsmde_jax.errors import ConfigError
 from fsmde_jax.models import depth_bins, registry
 from fsmde_jax.models.cross_view import CrossView
 from fsmde_jax.models.student import ENCODER_SCOPE, normalise_images
-from tests.random_student import random_variables
+from tests.random_network import random_variables
 
 H, W = 64, 96
 CHANNELS = (4, 8, 8, 16, 16)

@@ -25,7 +25,7 @@ from fsmde_jax.models.student import normalise_images
 from fsmde_jax.teacher import Card, Teacher, open_teacher, save_file, teacher_of_run
 from fsmde_jax.train import train
 from tests import random_teacher, rooms
-from tests.random_student import random_variables
+from tests.random_network import random_variables
 from tests.sample_factory import write_folder
 
 SIZE = (28, 56)

@@ -1,7 +1,7 @@
 """fsmde_jax.main with a toy encoder, which compiles at once: python -m tests.toy_run <flags of fsmde_jax.main>.
 
 TOY_EVALUATION, seconds: every batch of an evaluation takes so long.
-TOY_LATE: the number of a process whose writing of a checkpoint ends only when a best one is begun (within a minute).
+TOY_LATE: the number of a process whose writing of a checkpoint ends only when a best one is begun (in 300 s).
 """
 
 import os
@@ -47,7 +47,7 @@ def end_late(process: int) -> None:
 
     def end(manager, *arguments):
         if jax.process_index() == process and manager.directory.name == "checkpoints":
-            if not begun.wait(60):
+            if not begun.wait(300):
                 raise RuntimeError("no best checkpoint was begun: nothing met")
             time.sleep(2)
         return finalize(manager, *arguments)
