@@ -32,10 +32,10 @@ from fsmde_jax.data.records import Records, open_records, require_dense_depth
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
 from fsmde_jax.eval_data import label_maps
-from fsmde_jax.export import parse_size
 from fsmde_jax.losses import teacher_bins
-from fsmde_jax.models.student import normalise_images
+from fsmde_jax.models.student import STRIDE, normalise_images
 from fsmde_jax.models.teacher_images import LONGER_SIDE, teacher_size
+from fsmde_jax.names import parse_size
 from fsmde_jax.teacher import Teacher, open_teacher
 from fsmde_jax.teacher_signal import run_teacher
 
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     if dense:
         require_dense_depth(records, "--truth dense")
     low, high = records.manifest.min_depth, records.manifest.max_depth
-    size = parse_size(args.image_size or "x".join(map(str, records[0].image_size[0])))
+    size = parse_size(args.image_size or "x".join(map(str, records[0].image_size[0])), multiple=STRIDE)
     student = load_model(args.student) if args.student else None
     ways = {
         "scale (distill.shift=known)": trained_with(False, low, high),

@@ -31,7 +31,7 @@ if not __package__:  # run as a file: else this file would be found instead of t
 from data_prep import images, lidar_depth, nuscenes, pointfiles, record_writer
 from data_prep.plan import BuildOptions, Source, build_sample
 from data_prep.world import __main__ as world
-from fsmde_jax import geometry
+from fsmde_jax import geometry, identity
 from fsmde_jax.data import schema
 
 
@@ -159,7 +159,7 @@ def main() -> None:
     rate = 1000 / parts["whole sample"]
     result = {
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "hardware": f"{identity.processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "opencv": cv2.__version__,
         "input": kind,

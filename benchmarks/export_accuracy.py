@@ -164,7 +164,8 @@ def run(args: argparse.Namespace) -> None:
     from fsmde_jax.data.records import open_records, require_dense_depth, shared_scenes
     from fsmde_jax.data.tfrecord import write_atomically
     from fsmde_jax.errors import ConfigError, DataError
-    from fsmde_jax.export import parse_size
+    from fsmde_jax.models.student import STRIDE
+    from fsmde_jax.names import parse_size
     from fsmde_jax.students import read_student
 
     for flag in ("repeats", "threads"):
@@ -174,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}")
     if jax.default_backend() != "cpu":
         raise ConfigError(f"onnxruntime would run on the processor, JAX on {jax.default_backend()}: JAX_PLATFORMS=cpu")
-    large = parse_size(args.size, "--size")
+    large = parse_size(args.size, "--size", STRIDE)
     calibration, records = open_records(args.calibration), open_records(args.eval_records)
     require_dense_depth(records, "--eval_records")
     if shared := shared_scenes(calibration, records):

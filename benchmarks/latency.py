@@ -23,7 +23,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import shlex
 import statistics
 import sys
@@ -219,17 +218,14 @@ def check(args: argparse.Namespace) -> None:
     from fsmde_jax.models import registry
     from fsmde_jax.models.depth_anything import VARIANTS
     from fsmde_jax.models.student import STRIDE
-    from fsmde_jax.names import check_name
+    from fsmde_jax.names import check_name, parse_size
 
     known: dict[str, Iterable[str]] = {"teachers": VARIANTS, "dtype": registry.DTYPES}
     for flag, names in (known | dict.fromkeys(("students", "profile"), registry.ENCODERS)).items():
         setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
         for name in getattr(args, flag):
             check_name(f"--{flag}", name, names)
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.size)
-    if not found or any(int(side) % STRIDE for side in found.groups()):
-        raise ConfigError(f"--size {args.size}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
-    args.size = int(found[1]), int(found[2])
+    args.size = parse_size(args.size, "--size", STRIDE)
     for flag in ("repeats", "threads", "rigs"):
         if getattr(args, flag) < 1:
             raise ConfigError(f"--{flag} {getattr(args, flag)}: expected at least 1")

@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_records", default="records/ablation_nuscenes_train", metavar="R")
-    parser.add_argument("--eval_records", default="records/ablation_nuscenes_test4", metavar="R")
+    parser.add_argument("--eval_records", default="records/ablation_nuscenes_val", metavar="R")
     parser.add_argument("--encoder", default="", metavar="W", help="ImageNet weights of EfficientNet-Lite0")
     parser.add_argument("--image_size", type=int, nargs=2, default=(64, 128), metavar=("H", "W"), help="pixels")
     parser.add_argument("--steps", type=int, default=1200, help="of every training (default 1200)")

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -43,6 +42,7 @@ from fsmde_jax.relation_probe import Tally, Truth
 from fsmde_jax.state import init_state, make_predict
 from fsmde_jax.teacher import Teacher, open_teacher, weight_hash
 from fsmde_jax.teacher_signal import run_teacher
+from fsmde_jax.viz.colour import encode_png
 from fsmde_jax.viz.relations import Query, relation_picture
 
 TAPS = (0, 1, 2, 3)
@@ -313,7 +313,7 @@ def run(args: argparse.Namespace) -> None:
                 images, tokens[kind], truths[first], sample.cam_to_ego, sample.camera_names, title_of, grid,
                 center=args.centers[0], tau_r=args.tau_r,
             )  # fmt: skip
-            _write(Path(args.picture), cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
+            _write(Path(args.picture), encode_png(drawn))
     if args.out:
         config = {"tokens": list(grid), "tau_r": args.tau_r, "limit": args.limit}
         made_by = identity.run_identity(config, {"eval": records.fingerprint})

@@ -16,7 +16,6 @@ import copy
 import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -316,9 +315,11 @@ def main() -> None:
                 row["peak_memory_mb"] = peak_memory(args, size)
             rows.append(row)
             print_row(row)
+    from fsmde_jax import identity
+
     result = {
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, {args.threads} of {os.cpu_count()} cores",
+        "hardware": f"{identity.processor()}, {args.threads} of {os.cpu_count()} cores",
         "load_average": os.getloadavg()[0],
         "jax": jax.__version__,
         "variant": args.variant,

@@ -8,7 +8,6 @@ import argparse
 import concurrent.futures
 import datetime
 import json
-import platform
 import resource
 import sys
 import time
@@ -25,6 +24,7 @@ if not __package__:  # run as a file: else this file would be found instead of t
 
 from data_prep import cli
 from data_prep.world import batches, drive, rigs, scene
+from fsmde_jax import identity
 
 
 def _peak_gb() -> float:
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     device = jax.devices()[0]
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "device": f"{device.platform} {device.device_kind}, {platform.processor() or platform.machine()}",
+        "device": f"{device.platform} {device.device_kind}, {identity.processor()}",
         "jax": jax.__version__,
         "rig": args.rig,
         "rates": {},

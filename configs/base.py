@@ -114,7 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.max_skipped_steps = (
         10  # steps whose loss or gradient is not finite are left out; a run with more of them ends
     )
-    c.train.log_every = 50  # steps
+    c.train.log_every = 50  # steps; losses are logged as means over them
     c.train.picture_every = 1000  # steps between depth pictures in TensorBoard; 0 = none
     c.train.eval_every = 2500  # steps between evaluations; 0 = only at the end
     c.train.eval_samples = 200  # samples of an evaluation during training; 0 = all

@@ -55,7 +55,7 @@ def check_distillation(flat: dict[str, Any]) -> None:
     if flat["distill.relation"] == "gram" and flat["distill.center"] == "view" and flat["distill.w_vr"]:
         raise ConfigError("distill.center = 'view': relation gram has one descriptor of a view, take 'rig' or 'none'")
     if flat["distill.baseline"]:
-        baselines.baseline(flat["distill.baseline"], key="distill.baseline")
+        baselines.baseline(flat["distill.baseline"])
     d = {key.removeprefix("distill."): flat[key] for key in flat if key.startswith("distill.")}
     if not _in_use(d):
         return
@@ -198,7 +198,7 @@ def _check_relations(
     weights: DistillWeights, records: Records, image_size: tuple[int, int], size: tuple[int, int], teacher: Teacher
 ) -> None:
     """That tokens are not finer than their features (`ConfigError`) and that cameras are adjacent (a warning)."""
-    of_bins = weights.relation == "bins" and not weights.baseline
+    of_bins = weights.relation == "bins" and weights.baseline != "cirkd"
     student = tuple(side // (2 if of_bins else FEATURE_STRIDE) for side in image_size)
     theirs = student if of_bins else tuple(side // teacher.token_stride for side in size)
     if any(g > s for sides in (student, theirs) for g, s in zip(weights.tokens, sides, strict=True)):

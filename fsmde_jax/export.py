@@ -42,8 +42,7 @@ float32 whatever the student was trained in (but see --precision).
 import argparse
 import importlib.util
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +56,14 @@ from fsmde_jax.models.depth_bins import FOCAL_WIDTH
 from fsmde_jax.models.onnx_graph import student_graph
 from fsmde_jax.models.registry import build_student
 from fsmde_jax.models.student import IMAGE_MEAN, IMAGE_STD, STRIDE, fold_batch_norm, normalise_images
-from fsmde_jax.names import check_name
+from fsmde_jax.names import check_name, parse_size
 from fsmde_jax.students import evaluations, read_student, write_with_card
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # of a StableHLO program
 PRECISIONS = ("float32", "float16", "int8")
-
-
-def parse_size(text: str, flag: str = "--image_size") -> tuple[int, int]:
-    """Height and width of HEIGHTxWIDTH, both multiples of 32 (`ConfigError`, which names `flag`)."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found or any(int(side) % STRIDE for side in found.groups()):
-        raise ConfigError(f"{flag} {text}: expected HEIGHTxWIDTH, multiples of {STRIDE}, e.g. 352x640")
-    return int(found[1]), int(found[2])
+_CAMERAS = "any number of cameras; pinhole intrinsics in pixels at image_size, pixel centres at integers"
+_POSES = "; cam_to_ego [4, 4], camera x right, y down, z forward, ego x forward, y left, z up, metres"
+_DTYPES = {1: "float32", 2: "uint8"}  # numbers of onnx.TensorProto
 
 
 def _check_out(out: Path, suffix: str) -> None:
@@ -84,9 +78,9 @@ def _check_out(out: Path, suffix: str) -> None:
         raise ConfigError(f"--out {out}: cannot be used ({error.strerror})") from error
 
 
-def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """(model, {"params", "batch_stats"}, the card's first part) of a student."""
-    wanted = parse_size(image_size) if image_size else None
+def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(model, {"params", "batch_stats"}, meta, the card's first part) of a student, read once: a run may train on."""
+    wanted = parse_size(image_size, multiple=STRIDE) if image_size else None
     tree, meta, _ = read_student(where)
     config = meta["identity"]["config"]
     if config.get("task", "student") != "student":
@@ -94,7 +88,7 @@ def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, A
     model = build_student(**{**compatible.model_of(config), "dtype": "float32"})
     trained = tuple(config["data"]["image_size"])
     size = wanted or trained
-    return model, tree, {
+    return model, tree, meta, {
         "source": f"{meta['source']} (step {meta['step']})",
         "image_size": list(size),
         "trained_image_size": list(trained),
@@ -104,12 +98,14 @@ def _open(where: str, image_size: str) -> tuple[Any, dict[str, Any], dict[str, A
     }  # fmt: skip
 
 
-def _full_card(where: str, card: dict[str, Any], normalised: str = "inside the file: give it uint8") -> dict[str, Any]:
+def _full_card(
+    where: str, meta: dict[str, Any], card: dict[str, Any], *, rig: str = _CAMERAS + _POSES,
+    normalised: str = "inside the file: give it uint8",
+) -> dict[str, Any]:  # fmt: skip
     """The card with what a reader elsewhere needs besides: network, images, rig, evaluations, terms.
 
-    `normalised` says who brings images to `mean` and `std`.
+    `rig` says what cameras have to be, `normalised` who brings images to `mean` and `std`; the rest is as of `_open`.
     """
-    _, meta, _ = read_student(where)
     path = Path(where)
     found = meta.get("evaluations")
     if found is None:
@@ -120,14 +116,23 @@ def _full_card(where: str, card: dict[str, Any], normalised: str = "inside the f
         "model": {**compatible.model_of(config), "dtype": "float32"},  # what the file computes in
         "images": {"order": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD), "of": "values / 255",
                    "normalised": normalised},
-        "rig": "any number of cameras; pinhole intrinsics in pixels at image_size, pixel centres at integers;"
-        " cam_to_ego [4, 4], camera x right, y down, z forward, ego x forward, y left, z up, metres",
+        "rig": rig,
         "trained_on": meta["identity"].get("data", {}),
         "trained_by": meta["identity"].get("commit", "unknown"),
         "evaluations": found,
         "evaluations_of": "the student itself, before it was exported",
         "licence": identity.licence_notes(meta["identity"]),
     }  # fmt: skip
+
+
+def _values(values: Iterable[Any]) -> list[dict[str, Any]]:
+    """Name, dtype and shape of an ONNX graph's inputs or outputs; a side that is free has a name."""
+    found = []
+    for value in values:
+        kind = value.type.tensor_type
+        shape = [side.dim_param or side.dim_value for side in kind.shape.dim]
+        found.append({"name": value.name, "dtype": _DTYPES[kind.elem_type], "shape": shape})
+    return found
 
 
 def export_onnx(
@@ -147,7 +152,7 @@ def export_onnx(
     Returns:
       The card. Its first entries are in the file's metadata, too: source, image_size and trained_image_size,
       trained_dtype, depth_range_m (what every camera within focal_range_px can reach), focal_range_px (fx at this
-      width), precision, for int8 also calibrated_on.
+      width), precision, for int8 also calibrated_on. `inputs` and `outputs` are those of the file.
 
     Raises:
       ConfigError: the name, the size, a file (or card) that is there already, or flags that do not fit; onnx (for int8
@@ -162,7 +167,7 @@ def export_onnx(
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError('not installed: onnx; pip install -e ".[export]"')
     records = quantize.open_calibration(calibration, calibration_samples) if precision == "int8" else None
-    model, tree, card = _open(where, image_size)
+    model, tree, meta, card = _open(where, image_size)
     height, width = card["image_size"]
     graph = student_graph(model, tree, (height, width), half=precision == "float16", confidence=confidence)
     if precision == "float16":
@@ -174,7 +179,11 @@ def export_onnx(
         card["calibrated_on"] = f"{taken} of {len(records)} records with fingerprint {records.fingerprint}"
     for key, value in card.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    card = _full_card(where, card)
+    rig = _CAMERAS + f"{_POSES}; all views of one call are one rig" * bool(model.cross_view_blocks)
+    card = {
+        **_full_card(where, meta, card, rig=rig), "inputs": _values(graph.graph.input),
+        "outputs": _values(graph.graph.output),
+    }  # fmt: skip
     write_with_card(out, graph.SerializeToString(), card)
     return card
 
@@ -187,7 +196,7 @@ def export_stablehlo(where: str, out: str | Path, image_size: str = "") -> dict[
     """
     out = Path(out)
     _check_out(out, ".stablehlo")
-    model, tree, card = _open(where, image_size)
+    model, tree, meta, card = _open(where, image_size)
     variables = {name: jax.tree.map(jnp.asarray, tree[name]) for name in ("params", "batch_stats")}
 
     def run(images: jax.Array, intrinsics: jax.Array, cam_to_ego: jax.Array) -> dict[str, jax.Array]:
@@ -203,7 +212,7 @@ def export_stablehlo(where: str, out: str | Path, image_size: str = "") -> dict[
     )
     exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(*shapes)
     card = {
-        **_full_card(where, card), "platforms": list(PLATFORMS), "jax": jax.__version__,
+        **_full_card(where, meta, card), "platforms": list(PLATFORMS), "jax": jax.__version__,
         "call": "jax.export.deserialize(file.read_bytes()).call(images, intrinsics, cam_to_ego) -> {depth, confidence}",
     }  # fmt: skip
     write_with_card(out, bytes(exported.serialize()), card)
@@ -218,9 +227,10 @@ def export_orbax(where: str, out: str | Path, image_size: str = "", *, fold_batc
     """
     out = Path(out)
     _check_out(out, "")
-    model, tree, card = _open(where, image_size)
+    model, tree, meta, card = _open(where, image_size)
     normalised = "by you, before: fsmde_jax.models.student.normalise_images"
-    card = {**_full_card(where, card, normalised), "batch_norm": "folded" if fold_batchnorm else "as trained"}
+    card = _full_card(where, meta, card, normalised=normalised)
+    card["batch_norm"] = "folded" if fold_batchnorm else "as trained"
     variables = {name: tree[name] for name in ("params", "batch_stats")}
     if fold_batchnorm:
         folded = fold_batch_norm(model.encoder, variables)["params"]

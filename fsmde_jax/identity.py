@@ -59,6 +59,16 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def processor() -> str:
+    """The processor's name, where the system tells it; else its kind."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            named = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            return next(named, "") or platform.machine()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+
+
 def hardware() -> dict[str, Any]:
     """Accelerator kind and count, processor, cores."""
     device = jax.devices()[0]
@@ -66,7 +76,7 @@ def hardware() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "device_count": jax.device_count(),
-        "processor": platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
     }
 

@@ -1,10 +1,7 @@
 """The training loop: step after step, log, evaluations and checkpoints, and what is done when something is wrong."""
 
-import statistics
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +13,11 @@ from tqdm import tqdm
 from fsmde_jax import evaluate, sharding
 from fsmde_jax.data.records import Records
 from fsmde_jax.errors import ConfigError, TrainingError
+from fsmde_jax.history import Losses, Means
 from fsmde_jax.preemption import Stopped, StopSignal
 from fsmde_jax.run_checkpoints import Checkpoints
 from fsmde_jax.state import Metrics, TrainState, is_finite
 from fsmde_jax.writer import Writer
-
-SPIKE = 5.0  # times the median of the losses before it
-_WINDOW, _ENOUGH = 100, 20  # steps
-
-
-class Losses:
-    """The last losses, to tell a spike by: one above `SPIKE` times their median. Begins with those `before`."""
-
-    def __init__(self, before: Sequence[float] = ()) -> None:
-        self._last: deque[float] = deque(before, maxlen=_WINDOW)
-
-    @property
-    def last(self) -> list[float]:
-        return list(self._last)
-
-    def spike(self, loss: float) -> float:
-        """How many times the median `loss` is, if that is a spike, otherwise 0; then it is one of the last losses."""
-        median = statistics.median(self._last) if len(self._last) >= _ENOUGH else 0.0
-        self._last.append(loss)
-        return loss / median if median > 0 and loss > SPIKE * median else 0.0
 
 
 class Loop:
@@ -49,10 +27,10 @@ class Loop:
         self, config: ml_collections.ConfigDict, workdir: Path, records: Records, eval_records: Records, predict: Any,
         checkpoints: Checkpoints, writer: Writer, meta: dict[str, Any], mesh: jax.sharding.Mesh,
     ):  # fmt: skip
-        """`meta` goes into every checkpoint: identity, best, skipped (steps so far) and losses (the last ones)."""
+        """`meta` goes into every checkpoint: identity, best, skipped (steps so far), losses, means."""
         self.config, self.workdir, self.records, self.eval_records = config, workdir, records, eval_records
         self.predict, self.checkpoints, self.writer, self.meta = predict, checkpoints, writer, meta
-        self.mesh, self.losses = mesh, Losses(meta["losses"])
+        self.mesh, self.losses, self.means = mesh, Losses(meta["losses"]), Means(meta["means"])
         # What a step leaves: the state, None while a step has its memory; its numbers, until they are looked at.
         self._state: TrainState | None = None
         self._previous: tuple[int, Metrics, np.ndarray] | None = None
@@ -134,7 +112,10 @@ class Loop:
             self._stop(steps, signal)
 
     def _save(self, state: TrainState, iterator: Any) -> None:
-        self.checkpoints.save(state, iterator, {**self.meta, "losses": self.losses.last})
+        self.checkpoints.save(state, iterator, self._meta_now())
+
+    def _meta_now(self) -> dict[str, Any]:
+        return {**self.meta, "losses": self.losses.kept, "means": self.means.kept}
 
     def _stop(self, step: int, signal: int) -> None:
         self.checkpoints.wait()
@@ -180,7 +161,9 @@ class Loop:
             tqdm.write(text)
 
     def _log(self, step: int, metrics: Metrics, clock: "_Clock", bar: tqdm) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.means.add(step, now)
+        values = self.means.take(now)
         lap = clock.lap(step)
         speed = {"train/rigs_per_second": lap[0], "train/input_share": lap[2]} if lap else {}
         finite = {f"train/{name}": value for name, value in values.items() if np.isfinite(value)}
@@ -203,8 +186,9 @@ class Loop:
         More of them than `train.max_skipped_steps` end the run after the step that has begun meanwhile.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.means.add(step, values)
         if not values["skipped"]:
-            if times := self.losses.spike(values["loss"]):
+            if times := self.losses.spike(values["loss"], labelled=values.get("valid_pixels") != 0):
                 self.writer.scalars(step, {"train/loss_spike": times})
                 self._warn(
                     f"warning: step {step}: loss {values['loss']:.4g} is {times:.1f} times the median of the last ones;"
@@ -253,7 +237,7 @@ class Loop:
         if np.isfinite(value) and (best is None or value < best["value"]):
             measured = best_of_what(self.config, self.eval_records)
             best = {"value": value, "step": step, "measured": measured}
-            self.checkpoints.save_best(state, {**self.meta, "losses": self.losses.last, "best": best})
+            self.checkpoints.save_best(state, {**self._meta_now(), "best": best})
             self.meta["best"] = best
         self.writer.scalars(step, {f"eval/{name}": value for name, value in flat.items()})
         self.checkpoints.tidy_best()

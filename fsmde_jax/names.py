@@ -1,6 +1,7 @@
-"""Names that users write: keys of a config in dotted form, and what is said where a name is none of the known ones."""
+"""What users write: keys of a config in dotted form, names (and what is said where one is not known), and sizes."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,3 +41,12 @@ def check_name(what: str, name: object, known: Iterable[str]) -> None:
     hint = f"; did you mean {near!r}?" if near else "."
     listing = f" There are: {', '.join(known)}" if len(known) <= _MANY else ""
     raise ConfigError(f"{what}: unknown name {name!r}{hint}{listing}")
+
+
+def parse_size(text: str, flag: str = "--image_size", multiple: int = 1) -> tuple[int, int]:
+    """Height and width in pixels of HEIGHTxWIDTH, both multiples of `multiple` (`ConfigError`, which names `flag`)."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found or any(int(side) % multiple for side in found.groups()):
+        multiples = f", multiples of {multiple}" if multiple > 1 else ""
+        raise ConfigError(f"{flag} {text}: expected HEIGHTxWIDTH{multiples}, e.g. 352x640")
+    return int(found[1]), int(found[2])

@@ -9,7 +9,7 @@ A rig, by a student:
 Folders of images and videos are named after the cameras of the rig file (docs/custom_data.md); no LiDAR is needed. Each
 frame becomes a folder with 16-bit PNGs (metres * 256, as KITTI's; 0 = none, also beyond 255.99 m), colour PNGs,
 rig.npz (depth and confidence), panorama.png, birdseye.png and cloud.ply (the surfaces that all cameras see, each once,
-in the ego frame at the first camera's time). That is 140 MB for six images of 1600x900; --write chooses. Videos
+in the ego frame at the first camera's time). That is 180 MB for six images of 1600x900; --write chooses. Videos
 end with the shortest of them. --rerun out.rrd records all frames for the Rerun viewer (pip install rerun-sdk; then:
 rerun out.rrd).
 
@@ -23,161 +23,27 @@ get a colour bar in metres. --npy also writes the numbers, at the image's own si
 """
 
 import argparse
-import functools
-import itertools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-import cv2
-import jax
-import jax.numpy as jnp
-import numpy as np
-from tqdm import tqdm
-
-from fsmde_jax import heap, interpolate, predict_rig, rig_frames
+from fsmde_jax import heap, predict_rig, rig_frames
 from fsmde_jax.convert import add_teacher_flags
 from fsmde_jax.depth_model import load_model
 from fsmde_jax.errors import ConfigError, DataError, exit_with_message
-from fsmde_jax.models.teacher_images import REFERENCE_SIZE, prepare_image, teacher_size
-from fsmde_jax.teacher import Teacher, open_teacher
-from fsmde_jax.viz import colour, rerun_recording
+from fsmde_jax.models.student import STRIDE
+from fsmde_jax.models.teacher_images import REFERENCE_SIZE
+from fsmde_jax.names import parse_size
+from fsmde_jax.predict_images import predict_folder
+from fsmde_jax.teacher import open_teacher
+from fsmde_jax.viz import rerun_recording
+from fsmde_jax.viz.pointcloud import KEEP, MAX_RANGE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 OPTIONS = {  # of one mode alone
     "--checkpoint": (
-        "rig",
-        "write",
-        "rerun",
-        "sample",
-        "masks",
-        "mask_set",
-        "image_size",
-        "keep",
-        "max_range",
-        "stride",
+        "rig", "write", "rerun", "sample", "masks", "mask_set", "image_size", "keep", "max_range", "stride",
     ),
     "--teacher": ("size", "npy", "variant", "version", "max_depth"),
-}
-_BAR = 40  # pixels high
-
-
-def find_images(place: Path) -> dict[Path, Path]:
-    """Image files at `place` (a file, or a folder with all below it) -> their names relative to it, no suffix.
-
-    Raises:
-      DataError: there are none, or two would get the same output name.
-    """
-    if place.is_file():
-        return {place: Path(place.stem)}
-    files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        kinds = ", ".join(SUFFIXES)
-        raise DataError(f"{place}: no images here; expected an image file, or a folder with {kinds} files")
-    named: dict[Path, Path] = {}
-    for file in files:
-        name = file.relative_to(place).with_suffix("")
-        if name in named:
-            raise DataError(f"{file} and {named[name]} would both become {name}_depth.png; rename or move one of them")
-        named[name] = file
-    return {file: name for name, file in named.items()}
-
-
-def read_image(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8 RGB, turned upright as the file says.
-
-    Raises:
-      DataError: it is no image.
-    """
-    content = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if image is None:
-        raise DataError(f"{path}: not an image that can be read; delete or replace it")
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def predictor(teacher: Teacher, size: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """Function: image [H, W, 3] uint8 RGB -> relative inverse depth, or depth in metres, [H, W] float32.
-
-    Args:
-      teacher: the network.
-      size: pixels of the shorter side inside the network; None = what it was trained at.
-    """
-    longer = teacher.card.longer_side
-    module = teacher.module()
-    patch = module.patch
-    params = jax.device_put(teacher.params)
-
-    @functools.partial(jax.jit, static_argnums=(2, 3))
-    def run(params: dict, image: jax.Array, height: int, width: int) -> jax.Array:
-        outputs = cast(dict[str, jax.Array], module.apply({"params": params}, image))
-        output = outputs["rel_inv_depth" if teacher.card.max_depth is None else "depth"]
-        return interpolate.resize(output[..., None], height, width, "bilinear_align_corners")[0, ..., 0]
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        side = size or (min(teacher_size(image.shape[:2], longer, patch)) if longer else REFERENCE_SIZE)
-        return np.asarray(run(params, jnp.asarray(prepare_image(image, side, patch))[None], *image.shape[:2]))
-
-    return predict
-
-
-def picture(image: np.ndarray, output: np.ndarray, max_depth: float | None) -> np.ndarray:
-    """The image and its depth in colours [H (+ bar), 2 W, 3] uint8 RGB.
-
-    Args:
-      image: [H, W, 3] uint8.
-      output: [H, W] relative inverse depth, or metres where `max_depth` is given.
-      max_depth: None = relative.
-    """
-    if max_depth is None:
-        return np.concatenate([image, colour.colour_relative(output)], 1)
-    low, high = (float(np.percentile(output, q)) for q in (1, 99))
-    low, high = max(low, 0.01), max(high, 2 * max(low, 0.01))
-    both = np.concatenate([image, colour.colour_depth(output, low, high)], 1)
-    bar = colour.depth_bar(both.shape[1], _BAR, low, high)
-    return np.concatenate([both, bar], 0)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes by rename, so that a killed run leaves no half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    temporary.replace(path)
-
-
-def _write_png(image: np.ndarray, path: Path) -> None:
-    done, content = cv2.imencode(".png", image[..., ::-1])
-    assert done
-    path.write_bytes(content.tobytes())
-
-
-def _write_npy(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
-
-
-def predict_folder(
-    teacher: Teacher, images: Path, out: Path, *, size: int | None, npy: bool, limit: int = 0
-) -> int:  # fmt: skip
-    """Writes `<name>_depth.png` (and `.npy`) per image below `out`, of the first `limit` ones (0 = all).
-
-    Returns:
-      How many images there were.
-    """
-    found = dict(itertools.islice(find_images(images).items(), limit or None))
-    predict = predictor(teacher, size)
-    for file, name in tqdm(
-        found.items(), unit="image", disable=None, desc="predicting (a new image size compiles first)"
-    ):
-        image = read_image(file)
-        output = predict(image)
-        target = out / name.parent / f"{name.name}_depth.png"
-        _write(target, functools.partial(_write_png, picture(image, output, teacher.card.max_depth)))
-        if npy:
-            _write(target.with_suffix(".npy"), functools.partial(_write_npy, output))
-    return len(found)
+}  # fmt: skip
 
 
 def _predict_rigs(args: argparse.Namespace) -> None:
@@ -185,12 +51,8 @@ def _predict_rigs(args: argparse.Namespace) -> None:
     if not args.max_range > 0 or not 0 < args.keep <= 1 or args.stride < 1:
         raise ConfigError("expected --max_range above 0, --keep above 0, at most 1, and --stride at least 1")
     rerun = rerun_recording.checked_path(args.rerun) if args.rerun else None
+    size = parse_size(args.image_size, multiple=STRIDE) if args.image_size else None
     source = rig_frames.open_source(Path(args.input), args.rig, args.sample, args.masks, args.mask_set)
-    size = None
-    if args.image_size:
-        if not (found := re.fullmatch(r"(\d+)x(\d+)", args.image_size)):
-            raise ConfigError(f"--image_size {args.image_size}: expected HEIGHTxWIDTH, e.g. 352x640")
-        size = (int(found[1]), int(found[2]))
     model = load_model(args.checkpoint, image_size=size)
     print(f"{model.said}, at {model.image_size[0]}x{model.image_size[1]}; {source.what}")
     count = predict_rig.predict_source(
@@ -253,12 +115,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--masks", default="", metavar="DIR", help="of ddad.json: self-occlusion masks, as data_prep.ddad's"
     )
     rigs.add_argument("--mask_set", metavar="SET", help="of ddad.json: one set of the masks for all scenes")
-    rigs.add_argument("--image_size", default="", metavar="HxW", help="inside the network (default: the training's)")
     rigs.add_argument(
-        "--keep", type=float, default=0.6, metavar="SHARE",
-        help="share of the pixels, the surest ones, that clouds show (default 0.6)",
+        "--image_size", default="", metavar="HxW", help="inside the network, multiples of 32 (default: the training's)"
+    )
+    rigs.add_argument(
+        "--keep", type=float, default=KEEP, metavar="SHARE",
+        help=f"share of the pixels, the surest ones, that clouds show (default {KEEP:g})",
     )  # fmt: skip
-    rigs.add_argument("--max_range", type=float, default=60.0, metavar="M", help="of clouds, metres (default 60)")
+    rigs.add_argument(
+        "--max_range", type=float, default=MAX_RANGE, metavar="M", help=f"of clouds, metres (default {MAX_RANGE:g})"
+    )
     rigs.add_argument(
         "--stride", type=int, default=1, metavar="N", help="clouds take every N-th row and column (default 1)"
     )

@@ -1,10 +1,10 @@
 """Depth of whole rigs by a trained student, written as files that other tools read."""
 
 import contextlib
-import functools
+import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -13,21 +13,22 @@ from tqdm import tqdm
 
 from fsmde_jax import disk, geometry
 from fsmde_jax.data import dense, transforms
+from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.depth_model import DepthModel, Prediction
 from fsmde_jax.errors import DataError
 from fsmde_jax.rig_frames import RigFrame, Source
 from fsmde_jax.viz.birdseye import birdseye
-from fsmde_jax.viz.colour import colour_depth
+from fsmde_jax.viz.colour import colour_depth, encode_png
 from fsmde_jax.viz.panorama import colour_scale, panorama
-from fsmde_jax.viz.pointcloud import Cloud, fuse, surest, write_ply
+from fsmde_jax.viz.pointcloud import KEEP, MAX_RANGE, Cloud, fuse, surest, write_ply
 from fsmde_jax.viz.rerun_recording import RerunRecording
 
 KINDS = ("png", "color", "npz", "panorama", "birdseye", "ply")
 
 
 def predict_source(
-    model: DepthModel, source: Source, out: Path, *, kinds: Sequence[str] = KINDS, keep: float = 0.6,
-    max_range: float = 60.0, stride: int = 1, limit: int = 0, rerun: Path | None = None,
+    model: DepthModel, source: Source, out: Path, *, kinds: Sequence[str] = KINDS, keep: float = KEEP,
+    max_range: float = MAX_RANGE, stride: int = 1, limit: int = 0, rerun: Path | None = None,
 ) -> int:  # fmt: skip
     """Predicts every frame of `source` and writes the files of `kinds` below `out`; one frame is in memory at a time.
 
@@ -104,12 +105,14 @@ def predict_source(
     return done
 
 
-def fuse_frame(frame: RigFrame, found: Prediction, *, keep: float, max_range: float, stride: int = 1) -> Cloud:
-    """The cloud of one frame, in its reference: the `keep` surest pixels within `max_range` metres."""
+def fuse_frame(
+    frame: RigFrame, found: Prediction, *, keep: float = KEEP, max_range: float = MAX_RANGE, stride: int = 1
+) -> Cloud:
+    """The cloud of one frame, in its reference: the `keep` surest of its visible pixels, within `max_range` metres."""
     confidence = list(found.confidence)
     return fuse(
         frame.images, list(found.depth), confidence, frame.intrinsics, frame.cam_to_reference, visible=frame.visible,
-        min_confidence=surest(confidence, keep), max_range=max_range, stride=stride,
+        min_confidence=surest(confidence, keep, frame.visible), max_range=max_range, stride=stride,
     )  # fmt: skip
 
 
@@ -127,16 +130,15 @@ def write_frame(
     depth, confidence = list(found.depth), list(found.confidence)
     files: list[Path] = []
 
-    def write(name: str, content: Callable[[Path], object]) -> None:
+    def write(name: str, content: bytes) -> None:
         files.append(folder / name)
-        _write(files[-1], content)
+        write_atomically(files[-1], content)
 
     for name, each in zip(frame.cameras, depth, strict=True):
         if "png" in kinds:
-            write(f"{name}_depth.png", functools.partial(Path.write_bytes, data=dense.encode(each)))
+            write(f"{name}_depth.png", dense.encode(each))
         if "color" in kinds:
-            shown = colour_depth(each, *colour_scale(*depth_range))
-            write(f"{name}_depth_color.png", functools.partial(_encode, shown))
+            write(f"{name}_depth_color.png", encode_png(colour_depth(each, *colour_scale(*depth_range))))
     if "npz" in kinds:
         arrays = {
             "cameras": np.array(frame.cameras), "intrinsics": frame.intrinsics, "cam_to_ego": frame.cam_to_ego,
@@ -148,14 +150,14 @@ def write_frame(
         else:
             for name, d, c in zip(frame.cameras, depth, confidence, strict=True):
                 arrays |= {f"depth_{name}": d, f"confidence_{name}": c}
-        write("rig.npz", functools.partial(_save, arrays))
+        write("rig.npz", _npz(arrays))
     if "panorama" in kinds:
-        write("panorama.png", functools.partial(_encode, _panorama(frame, depth, depth_range)))
+        write("panorama.png", encode_png(_panorama(frame, depth, depth_range)))
     if cloud is not None and "ply" in kinds:
         files.append(folder / "cloud.ply")
         write_ply(files[-1], cloud)
     if cloud is not None and "birdseye" in kinds:
-        write("birdseye.png", functools.partial(_encode, birdseye(cloud, frame.lidar, title=frame.name)))
+        write("birdseye.png", encode_png(birdseye(cloud, frame.lidar, title=frame.name)))
     return sum(file.stat().st_size for file in files)
 
 
@@ -176,20 +178,7 @@ def _panorama(frame: RigFrame, depth: list[np.ndarray], depth_range: tuple[float
     return panorama(images, predicted, known, frame.cameras, yaw, min_depth=low, max_depth=high, title=frame.name)
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes by rename, so that a killed run leaves no half a file."""
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    temporary.replace(path)
-
-
-def _encode(image: np.ndarray, path: Path) -> None:
-    """Writes [H, W, 3] uint8 RGB as PNG."""
-    done, content = cv2.imencode(".png", image[..., ::-1])
-    assert done
-    path.write_bytes(content.tobytes())
-
-
-def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    return content.getvalue()

@@ -166,8 +166,8 @@ def _cloud(workdir: Path, made: dict[str, Any], records: str | None, number: int
     if isinstance(each, str) or isinstance(model, str):
         return f"<p>No point cloud: {html.escape(str(model))}.</p>"
     found = model(each.images, each.intrinsics, each.cam_to_ego)
-    fused = fuse_frame(each, found, keep=0.6, max_range=60.0)
-    caption = f"{each.name}: the surest {len(fused.points):,} points of {len(each.cameras)} cameras by {model.said}."
+    fused = fuse_frame(each, found)
+    caption = f"{each.name}: the surest {len(fused.points):,} points of {len(each.cameras)} cameras by {model.said}"
     above = report_page.picture(birdseye(fused, each.lidar, title=each.name), "From above; white: LiDAR")
     return report_page.cloud(fused, "cloud", caption) + above
 

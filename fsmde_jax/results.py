@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from fsmde_jax import metrics
 from fsmde_jax.data.tfrecord import write_atomically
 from fsmde_jax.errors import DataError
 from fsmde_jax.metrics import Table
+from fsmde_jax.viz.colour import encode_png
 from fsmde_jax.viz.confidence_plot import confidence_plot
 
 SCALINGS = ("metric", "median", "shared_median", "affine")
@@ -143,7 +143,7 @@ class Results:
             f"{stem}.csv": self.to_csv().encode(),
         }
         for number, (_, picture) in enumerate(self.pictures):
-            blobs[f"{stem}_{number:02d}.png"] = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+            blobs[f"{stem}_{number:02d}.png"] = encode_png(picture)
         if self.confidence:
             blobs[f"{stem}_confidence.png"] = confidence_plot(self.confidence, self.title)
         try:

@@ -37,32 +37,36 @@ def open_source(place: Path, rig: str = "", sample: str = "", masks: str = "", m
       ConfigError, DataError: nothing that can be read; says what was expected.
     """
     if not place.exists():
-        raise DataError(f"--input {place}: no such folder")
+        raise DataError(f"{place}: no such folder")
     if mask_set is not None and not masks:
-        raise ConfigError("--mask_set needs --masks DIR")
+        raise ConfigError(f"{place}: mask set {mask_set} needs the folder of the masks (predict: --masks DIR)")
     if masks and (rig or not is_dgp(place)):
         raise ConfigError(
-            f"--masks {masks}: of DDAD's index (ddad.json) only; records have their masks in them, a rig file names its"
-            " own"
+            f"{place}: masks ({masks}) are of DDAD's index (ddad.json) only; records have theirs in them, a rig file"
+            " names its own"
         )
     dataset = None if rig else dataset_at(place, MaskSets(masks, mask_set) if masks else None)
     if dataset is not None:
-        source = of_dataset(dataset(), sample)
+        source = of_dataset(place, dataset(), sample)
         if is_dgp(place) and not masks:
-            print("note: without --masks, clouds show the car's own body, too (docs/data_format.md)")
+            said = "without masks (predict: --masks DIR) clouds show the car's own body, too (docs/data_format.md)"
+            print(f"note: {place}: {said}")
         return source
     if not place.is_dir():
-        raise DataError(f"--input {place}: a file; expected a folder, or DDAD's index (.json)")
+        raise DataError(f"{place}: a file; expected a folder, or DDAD's index (.json)")
     if (place / "manifest.json").is_file():
         if rig:
-            raise ConfigError(f"--rig {rig}: {place} is a records folder, which has its own calibration; leave it out")
+            raise ConfigError(f"{place}: a records folder, which has its own calibration; leave out the rig file {rig}")
         return of_records(open_records(place), sample)
     if sample:
-        raise ConfigError(f"--sample {sample}: of records, nuScenes and DDAD only; --limit takes the first frames")
+        raise ConfigError(
+            f"{place}: no sample {sample} here: only those of records, nuScenes and DDAD have names (predict: --limit"
+            " takes the first frames)"
+        )
     if not rig:
         raise ConfigError(
-            f"--input {place}: no records folder (no manifest.json) and no nuScenes (no v1.0-...), so name the rig's"
-            " calibration with --rig rig.yaml (docs/custom_data.md). Of DDAD name the index: .../ddad.json"
+            f"{place}: no records folder (no manifest.json) and no nuScenes (no v1.0-...); of images or videos name"
+            " the rig file, too (docs/custom_data.md; predict: --rig rig.yaml), of DDAD the index: .../ddad.json"
         )
     known = read_rig(rig)
     names = [

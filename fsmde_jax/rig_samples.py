@@ -108,7 +108,7 @@ def of_records(records: Records, sample: str = "") -> Source:
     if sample:  # names are in the records alone: one after the other, and no further than to the one that is wanted
         found = next(((i, r) for i, r in enumerate(records) if r.sample_id == sample), None)
         if found is None:
-            raise DataError(f"--sample {sample}: none of the {len(records)} records is called so")
+            raise DataError(f"{records.folders[0]}: none of the {len(records)} records is called {sample}")
     count = 1 if found else len(records)
 
     def frames() -> Iterator[RigFrame]:
@@ -139,7 +139,7 @@ def dataset_at(place: Path, masks: ddad.MaskSets | None = None) -> Callable[[], 
     versions = [name for name in NUSCENES_SPLITS if (place / name / "sample.json").is_file()]
     root, name = place, versions[0] if versions else ""
     if len(versions) > 1:
-        raise ConfigError(f"--input {place}: holds {' and '.join(versions)}; name one: --input {place / versions[0]}")
+        raise ConfigError(f"{place}: holds {' and '.join(versions)}; name one of them, e.g. {place / versions[0]}")
     if place.name in NUSCENES_SPLITS and (place / "sample.json").is_file():
         root, name = place.parent, place.name
     return (lambda: _nuscenes(root, name)) if name else None
@@ -161,8 +161,8 @@ def _nuscenes(root: Path, version: str) -> list[plan.Source]:
     return found
 
 
-def of_dataset(splits: list[plan.Source], sample: str = "") -> Source:
-    """All samples of a dataset's splits as they were recorded, or the one called `sample` (nuScenes: its token).
+def of_dataset(place: Path, splits: list[plan.Source], sample: str = "") -> Source:
+    """All samples of the dataset at `place` as they were recorded, or the one called `sample` (nuScenes: its token).
 
     Raises:
       DataError: there is none of that name.
@@ -170,7 +170,7 @@ def of_dataset(splits: list[plan.Source], sample: str = "") -> Source:
     chosen = [(split, i) for split in splits for i, name in enumerate(split.sample_ids) if sample in ("", name)]
     if not chosen:
         total = sum(len(split.sample_ids) for split in splits)
-        raise DataError(f"--sample {sample}: none of the {total} samples is called so, e.g. {splits[0].sample_ids[0]}")
+        raise DataError(f"{place}: none of the {total} samples is called {sample}, e.g. {splits[0].sample_ids[0]} is")
 
     def frames() -> Iterator[RigFrame]:
         for split, index in chosen:

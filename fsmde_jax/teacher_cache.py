@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from fsmde_jax.losses.teacher_bins import resize_rel_inv_depth
 from fsmde_jax.models.registry import DTYPES
 from fsmde_jax.models.student import STRIDE, normalise_images
 from fsmde_jax.models.teacher_images import LONGER_SIDE, teacher_size
+from fsmde_jax.names import parse_size
 from fsmde_jax.teacher import Teacher, open_teacher, weight_hash
 from fsmde_jax.teacher_signal import pool_tokens, run_teacher
 
@@ -165,13 +165,6 @@ def _json(manifest: CacheManifest) -> bytes:
     return (json.dumps(dataclasses.asdict(manifest), indent=1) + "\n").encode()
 
 
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, e.g. 352x640")
-    return int(found[1]), int(found[2])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -187,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--records", required=True, metavar="R", help="records folder, or several with commas between")
     parser.add_argument("--cameras", default="", metavar="A,B", help="cameras to keep (default: all of the records)")
-    parser.add_argument("--image_size", required=True, type=_size, metavar="HxW", help="data.image_size of the student")
+    parser.add_argument("--image_size", required=True, metavar="HxW", help="data.image_size of the student")
     parser.add_argument("--out", required=True, metavar="C", help="folder for the cache")
     parser.add_argument("--tokens", action="store_true", help="also keep pooled tokens (view-relational distillation)")
     parser.add_argument("--batch_size", type=int, default=1, metavar="B", help="rigs at a time (default 1)")
@@ -199,11 +192,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_teacher_flags(parser)
     args = parser.parse_args(argv)
     with exit_with_message():
+        size = parse_size(args.image_size, multiple=STRIDE)
         cameras = tuple(name.strip() for name in args.cameras.split(",") if name.strip())
         records = open_records(args.records, cameras)
         teacher = open_teacher(args.teacher, variant=args.variant, version=args.version, max_depth=args.max_depth)
         manifest = plan(
-            teacher, records, image_size=args.image_size,
+            teacher, records, image_size=size,
             longer_side=args.longer_side or teacher.card.longer_side or LONGER_SIDE, tokens=args.tokens,
             dtype=args.dtype,
         )  # fmt: skip

@@ -149,7 +149,7 @@ def teacher_distribution(
     if kind not in KINDS:
         raise ConfigError(f"kind = {kind!r}: expected one of {KINDS} (`learned` logits come from TeacherBins)")
     if not tau_bin >= 0:
-        raise ConfigError(f"tau_bin = {tau_bin}: expected a temperature above 0, or 0 for 1 / num_bins")
+        raise ConfigError(f"tau_bin = {tau_bin}: expected a temperature above 0, or 0 for one bin")
     visible = pixel_mask(mask, view_mask, head_size)
     r = jax.lax.stop_gradient(teacher_bins.resize_rel_inv_depth(maps.rel_inv_depth, *head_size))
     if kind == "soft_assign":

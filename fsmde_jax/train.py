@@ -91,7 +91,7 @@ def _train(
         state, teacher = fresh_state(), None
         if distilled:
             teacher = jax.device_put(distilled.frozen, sharding.by_size(distilled.frozen, mesh))
-        meta: dict[str, Any] = {"identity": run_identity, "best": None, "skipped": 0, "losses": []}
+        meta: dict[str, Any] = {"identity": run_identity, "best": None, "skipped": 0, "losses": None, "means": None}
         iterator, evaluated = iter(_dataset(config, records, mesh, distilled)), False
         if checkpoints.latest_step is None:
             checkpoints.forget_best_after(0)
@@ -111,7 +111,8 @@ def _train(
             # Of this very step, too, where the run ended before its evaluation did: it is made, so written, again.
             checkpoints.forget_best_after(step - (not evaluated))
             meta["best"] = _resumed_best(saved["best"], checkpoints, config, eval_records)
-            meta |= {"skipped": saved.get("skipped", 0), "losses": saved.get("losses", [])}  # older runs lack them
+            # Older runs lack some of these.
+            meta |= {name: saved[name] for name in ("skipped", "losses", "means") if name in saved}
             print(f"resuming {workdir} at step {step}")
         if distributed.is_main():
             _write_down(workdir / "config.json", config.to_dict())

@@ -59,16 +59,21 @@ def perturbed_tree(shapes, seed=1):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def perturbed(model, seed=1):
-    """Variables of a student (`perturbed_tree`)."""
+def shapes_of(model):
+    """Variables of a new student as shapes."""
     images, intrinsics = inputs(1)
-    shapes = jax.eval_shape(
+    return jax.eval_shape(
         lambda: model.init(
             jax.random.key(0), jnp.zeros((1, *images.shape)), jnp.asarray(intrinsics)[None], jnp.eye(4)[None, None],
             train=False,
         )
     )  # fmt: skip
-    variables = perturbed_tree(shapes, seed)
+
+
+def perturbed(model, seed=1):
+    """Variables of a student (`perturbed_tree`)."""
+    images, intrinsics = inputs(1)
+    variables = perturbed_tree(shapes_of(model), seed)
     logits = outputs_of(model, variables, images, intrinsics)["bin_logits"]
     # Deep random networks have wide logits, whose softmax would jump from bin to bin by what float32 rounds.
     last = variables["params"]["depth_bins"].get("logits")

@@ -34,7 +34,7 @@ def test_the_functions_that_the_api_names_are_there():
     import importlib
 
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    for module in ("train", "evaluate", "export", "report", "students", "predict_rig", "rig_frames", "predict"):
+    for module in ("train", "evaluate", "export", "report", "students", "predict_rig", "predict_images", "rig_frames"):
         found = importlib.import_module(f"fsmde_jax.{module}")
         for name in re.findall(rf"`{module}\.(\w+)\(", text):
             assert callable(getattr(found, name)), f"{module}.{name}"

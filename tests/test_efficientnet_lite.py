@@ -15,6 +15,7 @@ from fsmde_jax.models.efficientnet_lite import (
     DepthwiseConv,
     EfficientNetLite,
     InvertedResidual,
+    depthwise_by_platform,
     depthwise_shift,
     same_padding,
 )
@@ -183,9 +184,31 @@ def test_both_depthwise_methods_share_parameters_and_agree_in_value_and_gradient
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max() + 1e-6), *results)
 
 
-def test_automatic_choice_is_shifts_on_cpu():
-    x = jnp.ones((1, 8, 8, 4))
-    jaxpr = {m: str(jax.make_jaxpr(lambda a, m=m: DepthwiseConv(3, 1, m).init_with_output(jax.random.key(0), a)[0])(x))
-             for m in ("auto", "shift", "conv")}  # fmt: skip
-    assert jaxpr["auto"] == jaxpr["shift" if jax.default_backend() == "cpu" else "conv"]
-    assert "conv_general_dilated" in jaxpr["conv"] and "conv_general_dilated" not in jaxpr["shift"]
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_form_follows_the_platform_that_a_program_is_for(stride):
+    """Not the machine that traces it: a program of `jax.export` may be for another one, or for several."""
+
+    def step(x, weight):
+        found, back = jax.vjp(functools.partial(depthwise_by_platform, stride=stride), x, weight)
+        return found, back(found)
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 12, 4), (3, 3, 1, 4))]
+    lowered = {
+        name: jax.export.export(jax.jit(step), platforms=name.split("+"))(*shapes).mlir_module()
+        for name in ("cpu", "tpu", "cuda", "cpu+cuda")
+    }
+    convolutions = {name: text.count("stablehlo.convolution") for name, text in lowered.items()}
+    assert convolutions["cpu"] == 0 and convolutions["tpu"] == convolutions["cuda"] == 3
+    assert convolutions["cpu+cuda"] >= 3  # JAX may lower each for both
+    assert "feature_group_count = 4" in lowered["tpu"] and "stablehlo.while" not in lowered["tpu"]
+    assert lowered["cpu+cuda"].count("stablehlo.while") == lowered["cpu"].count("stablehlo.while") == 1
+
+
+def test_automatic_choice_is_shifts_in_a_program_for_a_cpu():
+    x = np.random.default_rng(4).normal(size=(1, 8, 8, 4)).astype(np.float32)
+    weight = np.random.default_rng(5).normal(size=(3, 3, 1, 4)).astype(np.float32)
+    module = DepthwiseConv(3, 2)
+    found, back = jax.vjp(jax.jit(lambda x, w: module.apply({"params": {"kernel": w}}, x)), x, weight)
+    wanted, wanted_back = jax.vjp(jax.jit(functools.partial(depthwise_shift, stride=2)), x, weight)
+    for a, b in zip((found, *back(found)), (wanted, *wanted_back(wanted)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)

@@ -203,7 +203,19 @@ def test_the_commit_of_the_tuning_is_named(tmp_path, commits):
     (tmp_path / "small/ring/tuned.json").write_text(json.dumps({"rows": {"supervised": row}}))
     experiment_report.report(suite, tmp_path, ["ring"], tmp_path / "out")
     page = (tmp_path / "out/small.md").read_text()
+    assert "their val metric/abs_rel" in page and "may lie beyond" not in page  # of one candidate
     assert "**lr 0.001: 0.2500**" in page and ("(commit 555555555555); the lowest" in page) == bool(commits)
+
+
+@pytest.mark.parametrize(("best", "at_the_end"), [(0, True), (1, False), (2, True)])
+def test_the_page_names_rows_whose_best_candidate_is_an_end_of_those_tried(tmp_path, best, at_the_end):
+    suite = made_up_runs.suite(sweeps={})
+    _write_rows(tmp_path, suite)
+    tried = [{"overrides": {"optim.lr": rate}, "mean": 0.25} for rate in (0.001, 0.002, 0.004)]
+    row = {"chosen": tried[best]["overrides"], "candidates": tried}
+    (tmp_path / "small/ring/tuned.json").write_text(json.dumps({"rows": {"supervised": row}}))
+    experiment_report.report(suite, tmp_path, ["ring"], tmp_path / "out")
+    assert ("may lie beyond: `supervised`." in (tmp_path / "out/small.md").read_text()) == at_the_end
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": {"ckd": 1}}', '{"rows": {"ckd": {"chosen": {}}}}', "{}"])

@@ -16,8 +16,9 @@ from fsmde_jax import checkpoint, depth_model, export, identity
 from fsmde_jax.data import tfrecord
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.models.registry import build_student
+from fsmde_jax.names import parse_size
 from fsmde_jax.students import read_student
-from tests.exported import SIZE, compare, inputs, outputs_of
+from tests.exported import SIZE, compare, inputs, outputs_of, perturbed_tree, shapes_of
 
 
 def test_the_shipped_student_exported(tmp_path, capsys):
@@ -41,6 +42,12 @@ def test_the_shipped_student_exported(tmp_path, capsys):
     }
     assert card["images"]["order"] == "RGB" and "inside the file" in card["images"]["normalised"]
     assert "intrinsics" in card["rig"] and card["evaluations"][0]["metric"]["abs_rel"] > 0
+    assert "cam_to_ego" not in card["rig"] and "one rig" not in card["rig"]  # every view is on its own
+    assert card["inputs"] == [
+        {"name": "images", "dtype": "uint8", "shape": ["views", 64, 96, 3]},
+        {"name": "intrinsics", "dtype": "float32", "shape": ["views", 3, 3]},
+    ]
+    assert card["outputs"] == [{"name": "depth", "dtype": "float32", "shape": ["views", 64, 96]}]
     assert card["licence"][0] == "code: Apache-2.0" and build_student(**card["model"]).dtype == np.float32
     with pytest.raises(ConfigError, match="exists already"):
         export.export_onnx("lite0", out)
@@ -88,6 +95,32 @@ def test_bad_flags_leave_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="not installed: onnx"):
         export.export_onnx("lite0", tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_sizes():
+    assert parse_size("352x640") == (352, 640) and parse_size("64x96", multiple=32) == (64, 96)
+    for text in ("352", "352x", "0x64", "3.2x64", "-32x64", " 32x64"):
+        with pytest.raises(ConfigError, match=rf"^--size {text}: expected HEIGHTxWIDTH, e\.g\. 352x640$"):
+            parse_size(text, "--size")
+    with pytest.raises(ConfigError, match=r"^--image_size 64x90: expected HEIGHTxWIDTH, multiples of 32, e\.g\. 352"):
+        parse_size("64x90", multiple=32)
+
+
+def test_the_card_of_a_student_that_mixes_views_and_still_trains(tmp_path, monkeypatch):
+    """It is read once: a moment later there may be another checkpoint."""
+    _, meta, said = read_student("lite0")
+    config = meta["identity"]["config"]
+    config["model"] |= {"cross_view_blocks": 1, "encoder": "resnet18"}
+    tree = perturbed_tree(shapes_of(build_student(**config["model"])))
+    reads = []
+    monkeypatch.setattr(export, "read_student", lambda where: reads.append(where) or (tree, meta, said))
+    card = export.export_onnx("x", tmp_path / "a.onnx", "64x96", confidence=True)
+    assert reads == ["x"] and card == json.loads((tmp_path / "a.json").read_text())
+    assert [(each["name"], each["shape"]) for each in card["inputs"]] == [
+        ("images", ["views", 64, 96, 3]), ("intrinsics", ["views", 3, 3]), ("cam_to_ego", ["views", 4, 4]),
+    ]  # fmt: skip
+    assert [each["name"] for each in card["outputs"]] == ["depth", "confidence"]
+    assert "cam_to_ego [4, 4], camera x right" in card["rig"] and "all views of one call are one rig" in card["rig"]
 
 
 def test_a_teachers_run_is_refused_and_another_dtype_said(tmp_path, monkeypatch, capsys):
@@ -190,7 +223,9 @@ def test_an_orbax_folder_reloads_with_orbax_and_the_models_alone(tmp_path):
     found = outputs_of(model, variables, images, intrinsics)["pred_depth"][0]
     wanted = depth_model.load_model("lite0", image_size=SIZE)(images, intrinsics).depth
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    assert not list((tmp_path / "lite0").rglob("*opt_state*")) and card["images"]["order"] == "RGB"
+    shapes = jax.tree.map(lambda leaf: leaf.shape, shapes_of(model))
+    assert jax.tree.map(lambda leaf: leaf.shape, variables) == shapes and card["images"]["order"] == "RGB"
+    assert "cam_to_ego [4, 4], camera x right" in card["rig"]  # the models take it, used or not
     with pytest.raises(ConfigError, match=r"lite0: exists already"):
         export.export_orbax("lite0", tmp_path / "lite0")
 

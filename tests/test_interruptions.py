@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fsmde_jax import eval_options, evaluate, loop, preemption, run_lock
+from fsmde_jax import eval_options, evaluate, history, loop, preemption, run_lock
 from fsmde_jax.checkpoint import read_parameters
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.preemption import Stopped, StopSignal
@@ -344,9 +344,9 @@ def test_the_last_losses_are_in_the_checkpoint(records, tmp_path, monkeypatch):
     evaluations(monkeypatch, {3: 0.5, 4: 0.5})
     train(make_config(records, **{"train.steps": 3}), tmp_path / "run")
     meta, curve = final_parameters(tmp_path / "run")[1], losses(tmp_path / "run")
-    assert meta["losses"] == pytest.approx([curve[step] for step in (1, 2, 3)], rel=1e-6)
-    monkeypatch.setattr(loop, "SPIKE", 0.01)
-    monkeypatch.setattr(loop, "_ENOUGH", 3)
+    assert meta["losses"]["labelled"] == pytest.approx([curve[step] for step in (1, 2, 3)], rel=1e-6)
+    monkeypatch.setattr(history, "SPIKE", 0.01)
+    monkeypatch.setattr(history, "_ENOUGH", 3)
     train(make_config(records, **{"train.steps": 4}), tmp_path / "run")
     assert list(losses(tmp_path / "run", "train/loss_spike")) == [4]
 

@@ -447,9 +447,9 @@ def test_table_and_unknown_names():
     assert {name for name, entry in BASELINES.items() if entry.couples_batch} == {"sp", "rkd"}
     assert baseline("at") is BASELINES["at"]
     with pytest.raises(
-        ConfigError, match=r"distill\.kind: unknown name 'fitnet'; did you mean 'fitnets'\? There are: resp"
+        ConfigError, match=r"distill\.baseline: unknown name 'fitnet'; did you mean 'fitnets'\? There are: resp"
     ):
-        baseline("fitnet", key="distill.kind")
+        baseline("fitnet")
 
 
 @pytest.mark.parametrize("name", NAMES)

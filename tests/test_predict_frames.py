@@ -1,5 +1,7 @@
 """Prediction frame by frame: videos that end early, tables read once, warnings, ranges of depth, room on the disk."""
 
+import errno
+import os
 import types
 
 import cv2
@@ -8,7 +10,8 @@ import pytest
 import yaml
 
 from data_prep import nuscenes
-from fsmde_jax import disk, predict_rig, rig_frames
+from fsmde_jax import disk, predict_images, predict_rig, rig_frames
+from fsmde_jax.data import tfrecord
 from fsmde_jax.depth_model import Prediction
 from fsmde_jax.errors import DataError
 from fsmde_jax.viz import colour
@@ -217,6 +220,37 @@ def test_a_run_that_would_fill_the_disk_stops_after_its_first_frame(tmp_path, mo
     assert predict_rig.predict_source(student, frames_of(3), out, kinds=("npz",)) == 3
     with pytest.raises(DataError, match=r"4 frames take about"):
         predict_rig.predict_source(student, frames_of(4), out, kinds=("npz",))
+
+
+def by_a_student(images, out):
+    predict_rig.predict_source(Student([np.full(SIZE, 5.0, np.float32)] * 2), frames_of(1), out, kinds=("png", "npz"))
+
+
+def by_a_teacher(images, out):
+    teacher = types.SimpleNamespace(card=types.SimpleNamespace(max_depth=None))
+    predict_images.predict_folder(teacher, images, out, size=None, npy=True)
+
+
+@pytest.mark.parametrize(("predict", "folder"), [(by_a_student, "/0"), (by_a_teacher, "")])
+def test_a_place_that_cannot_be_written_is_said(predict, folder, tmp_path, monkeypatch):
+    """A full disk leaves no half a file; nor is there room below a file."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(predict_images, "predictor", lambda teacher, size: lambda image: image[..., 0] / 255)
+    images = tmp_path / "0.png"
+    cv2.imwrite(str(images), noise(1)[0])
+    with monkeypatch.context() as patch, pytest.raises(DataError) as error:
+        patch.setattr(tfrecord.os, "fsync", full)
+        predict(images, tmp_path / "out")
+    advice = "free space or choose another --out"
+    assert str(error.value) == f"{tmp_path}/out{folder}: cannot write (No space left on device); {advice}"
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=rf"file/out{folder}: cannot write \(Not a directory\); {advice}"):
+        predict(images, tmp_path / "file" / "out")
+    predict(images, tmp_path / "out")
 
 
 def test_a_recording_counts_too(tmp_path, monkeypatch, capsys):

@@ -11,9 +11,10 @@ import yaml
 
 import fsmde_jax
 from data_prep import ddad, dgp, nuscenes
-from fsmde_jax import checkpoint, confidence, export, geometry, predict, rig_frames
+from fsmde_jax import checkpoint, confidence, export, geometry, predict, predict_rig, rig_frames
 from fsmde_jax.data import transforms
 from fsmde_jax.data.records import open_records
+from fsmde_jax.depth_model import Prediction
 from fsmde_jax.errors import ConfigError, DataError, FsmdeError
 from fsmde_jax.viz import birdseye, pointcloud
 from tests import rendered, rooms
@@ -185,6 +186,21 @@ def test_the_surest_share():
     limit = pointcloud.surest(sure, 0.25)
     assert sum((each >= limit).sum() for each in sure) == 25
     assert pointcloud.surest(sure, 1.0) == 0
+    shown = [np.zeros((6, 10), bool), np.ones(40, bool)]  # only the pixels of 60 to 99 can be
+    limit = pointcloud.surest(sure, 0.25, shown)
+    assert sum((each >= limit)[visible].sum() for each, visible in zip(sure, shown, strict=True)) == 10
+    assert pointcloud.surest(sure[:1], 0.25, shown[:1]) == 0  # none can
+
+
+def test_the_cars_own_body_does_not_count_among_the_surest():
+    """Half of a picture is the car, and surer than the rest: of the rest 90 % are shown all the same."""
+    half = (24, 96)
+    visible = np.concatenate([np.ones(half, bool), np.zeros(half, bool)])
+    sure = np.concatenate([np.linspace(0.1, 0.5, 24 * 96).reshape(half), np.full(half, 0.9)])
+    image, k = np.zeros((48, 96, 3), np.uint8), np.array([[60.0, 0, 47.5], [0, 60, 23.5], [0, 0, 1]])
+    frame = rig_frames.RigFrame("0", ["a"], [image], k[None], np.eye(4)[None], [visible])
+    cloud = predict_rig.fuse_frame(frame, Prediction([np.full((48, 96), 5.0)], [sure]))
+    assert len(cloud.points) == pytest.approx(0.9 * 24 * 96, abs=1)
 
 
 def test_what_a_cloud_leaves_out():
@@ -291,7 +307,7 @@ def test_every_input_gives_every_file(model, records, rig, tmp_path, kind, capsy
     for name in ("panorama.png", "birdseye.png", *(f"{camera}_depth_color.png" for camera in cameras)):
         assert cv2.imread(str(frames[1] / name)).std() > 5
     assert (frames[1] / "cloud.ply").stat().st_size > 10_000
-    assert not [p for p in (tmp_path / "out").rglob(".*")]
+    assert not list((tmp_path / "out").rglob("*.tmp-*"))
     assert "2 frames in" in capsys.readouterr().out
 
 
@@ -315,10 +331,10 @@ def test_a_focal_length_that_the_student_does_not_know_is_said(records, rig, tmp
     ("flags", "message"),
     [
         (["--checkpoint", "lite0"], "--checkpoint and --input belong together"),
-        (["--checkpoint", "lite0", "--input", "{rig}/images"], "name the rig's calibration with --rig"),
-        (["--checkpoint", "lite0", "--input", "nowhere"], "--input nowhere: no such folder"),
-        (["--checkpoint", "lite0", "--input", "{records}", "--rig", "x.yaml"], "is a records folder"),
-        (["--checkpoint", "lite0", "--input", "{records}", "--image_size", "big"], "expected HEIGHTxWIDTH"),
+        (["--checkpoint", "lite0", "--input", "{rig}/images"], "name the rig file, too (docs/custom_data.md; predict"),
+        (["--checkpoint", "lite0", "--input", "nowhere"], "error: nowhere: no such folder"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--rig", "x.yaml"], "leave out the rig file x.yaml"),
+        (["--checkpoint", "lite0", "--input", "{records}", "--image_size", "big"], "--image_size big: expected HEI"),
         (["--checkpoint", "lite0", "--input", "{records}", "--limit", "-1"], "--limit -1: expected at least 0"),
         ([], "give --checkpoint and --input for a rig, or --teacher and --images"),
         (["--checkpoint", "lite0", "--input", "{records}", "--teacher", "tiny"], "not with --teacher"),
@@ -339,7 +355,7 @@ def test_a_focal_length_that_the_student_does_not_know_is_said(records, rig, tmp
         (["--teacher", "tiny", "--images", "{rig}/images", "--mask_set", "0"], "--mask_set: of --checkpoint only"),
         (
             ["--checkpoint", "lite0", "--input", "{records}", "--masks", "m"],
-            "--masks m: of DDAD's index (ddad.json) only",
+            "masks (m) are of DDAD's index (ddad.json) only",
         ),
         (["--checkpoint", "lite0", "--input", "{records}", "--stride", "0"], "--stride at least 1"),
         (["--teacher", "tiny", "--images", "{rig}/images", "--limit", "-1"], "--limit -1: expected at least 0"),
@@ -410,7 +426,7 @@ def test_a_dataset_as_it_was_downloaded_gives_the_frames_of_its_records(kind, tm
     for where in (place, tmp_path / splits[-1]):
         (only,) = rig_frames.open_source(where, sample=name).frames()
         np.testing.assert_array_equal(only.images[0], wanted[-1].images[0])
-        with pytest.raises(DataError, match=r"--sample nobody: none of the \d+ (samples|records) is called so"):
+        with pytest.raises(DataError, match=rf"^{where}: none of the \d+ (samples|records) is called nobody"):
             rig_frames.open_source(where, sample="nobody")
     if kind == "nuscenes":
         run("--checkpoint", "lite0", "--input", place / "v1.0-mini", "--sample", name, "--out", tmp_path / "out",
@@ -418,10 +434,14 @@ def test_a_dataset_as_it_was_downloaded_gives_the_frames_of_its_records(kind, tm
         assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
         (place / "v1.0-test").mkdir()
         (place / "v1.0-test" / "sample.json").write_text("[]")
-        with pytest.raises(ConfigError, match=r"holds v1.0-mini and v1.0-test; name one: --input .*v1.0-mini"):
+        with pytest.raises(
+            ConfigError, match=rf"^{place}: holds v1.0-mini and v1.0-test; name one of them, e.g. .*/v1.0-mini"
+        ):
             rig_frames.open_source(place)
 
 
 def test_a_sample_of_images_is_refused(rig):
-    with pytest.raises(ConfigError, match="--sample x: of records, nuScenes and DDAD only"):
+    with pytest.raises(
+        ConfigError, match="images: no sample x here: only those of records, nuScenes and DDAD have names"
+    ):
         rig_frames.open_source(rig / "images", str(rig / "rig.yaml"), "x")

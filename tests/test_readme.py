@@ -264,8 +264,8 @@ def test_flags_and_keys_in_the_text_exist():
 
 
 def test_a_badge_of_colab_opens_colab():
-    for target in re.findall(r"colab-badge\.svg\)\]\(([^)]+)\)", README):
-        assert target.startswith("https://colab.research.google.com/"), target
+    targets = re.findall(r"colab-badge\.svg\)\]\(([^)]+)\)", README)
+    assert targets and all(target.startswith("https://colab.research.google.com/") for target in targets), targets
 
 
 def test_tensorboard_takes_the_flags_in_the_text():

@@ -149,7 +149,8 @@ def test_the_cloud_is_in_it_point_by_point():
     np.testing.assert_array_equal(rows["xyz"], points)
     assert rows["rgba"].tolist() == [[1, 2, 3, 255], [4, 5, 6, 255]]
     many = Cloud(np.zeros((200_001, 3), np.float32), np.zeros((200_001, 3), np.uint8), np.zeros(200_001, int))
-    assert len(report_page.cloud(many, "c", "many")) < 2_000_000
+    thinned = report_page.cloud(many, "c", "many")
+    assert len(thinned) < 2_000_000 and ">many; one in 3 is shown. Drag" in thinned and ">two. Drag" in text
 
 
 def test_charts_leave_out_what_is_not_finite_and_escape_names():
@@ -177,6 +178,7 @@ def test_what_is_no_run_is_named(run, tmp_path, capsys):
     for flags, message in (
         ([str(tmp_path), "--out", page], "no run (no identity.json in it), and no evaluation"),
         ([str(run), "--out", page, "--frame", "7"], "--frame 7: expected 0 to 2, there are 3 records"),
+        ([str(run), "--out", page, "--records", "nowhere"], "error: nowhere: no such folder"),
         ([str(run), "--out", "/proc/r.html"], "--out /proc/r.html: cannot write"),
     ):
         with pytest.raises(SystemExit):

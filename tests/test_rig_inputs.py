@@ -190,18 +190,20 @@ def test_ddad_as_it_was_downloaded_takes_masks(tmp_path, capsys):
     masks = str(tmp_path / "data" / "masks")
     (bare,) = rig_frames.open_source(place).frames()
     assert all(visible.all() for visible in bare.visible)
-    assert "note: without --masks" in capsys.readouterr().out
+    assert "ddad.json: without masks (predict: --masks DIR) clouds show the car's own body" in capsys.readouterr().out
     for given in ((masks,), (masks, "0")):
         (frame,) = rig_frames.open_source(place, "", "", *given).frames()
         for name, visible in zip(frame.cameras, frame.visible, strict=True):
             np.testing.assert_array_equal(visible, images_of(tmp_path / "data" / "masks" / "0" / f"{name}_mask.png"))
         assert not frame.visible[1].all()
     assert not capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"--mask_set needs --masks DIR"):
+    with pytest.raises(
+        ConfigError, match=rf"^{place}: mask set 0 needs the folder of the masks \(predict: --masks DIR\)"
+    ):
         rig_frames.open_source(place, mask_set="0")
     with pytest.raises(ConfigError, match=r"--mask_set=7: no such set"):
         rig_frames.open_source(place, masks=masks, mask_set="7")
-    with pytest.raises(ConfigError, match=r"--masks .*: of DDAD's index \(ddad.json\) only"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}: masks .* are of DDAD's index \(ddad.json\) only"):
         rig_frames.open_source(tmp_path, str(write_rig(tmp_path)), masks=masks)
 
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import teacher_accuracy
 from data_prep import nuscenes
 from data_prep.world import __main__ as world
-from fsmde_jax.predict import predictor
+from fsmde_jax.predict_images import predictor
 from fsmde_jax.teacher import SHIPPED, open_teacher
 
 ROOT = Path(__file__).resolve().parents[1]

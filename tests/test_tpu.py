@@ -41,6 +41,11 @@ def test_the_distillation_step_lowers_for_tpu(records, devices, overrides):
     facts = json.loads(result.stdout.splitlines()[-1])
     assert facts["platforms"] == ["tpu"] and facts["devices"] == devices
     assert facts["convolutions"] > 20 and facts["bfloat16"]
+    # The program of a TPU, not of the machine that lowers it: depthwise convolutions are none of shifts, with a loop
+    # over rows in their gradient, and a teacher sees all images at once. The one loop is a search in the Chamfer term.
+    resnet = any("resnet" in override for override in overrides)
+    assert (facts["depthwise"] > 0) != resnet
+    assert (facts["loops"] > 1) == any("batch_parts" in override for override in overrides)
     # What is left to the compiler are shardings and plain operations, no kernels of another platform.
     known = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "LayoutConstraint"}
     assert set(facts["calls"]) <= known, facts["calls"]

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from configs import base
-from fsmde_jax import checkpoint, loop, optim, trivial
+from fsmde_jax import checkpoint, history, loop, optim, trivial
 from fsmde_jax.data.records import open_records
 from fsmde_jax.errors import ConfigError, DataError, TrainingError
 from fsmde_jax.evaluate import EvalOptions, evaluate, evaluate_run
@@ -244,8 +244,8 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_up_to_a_limit(record
 
 
 def test_spikes_of_the_loss_are_logged_with_their_records(records, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "SPIKE", 0.5)
-    monkeypatch.setattr(loop, "_ENOUGH", 3)
+    monkeypatch.setattr(history, "SPIKE", 0.5)
+    monkeypatch.setattr(history, "_ENOUGH", 3)
     train(make_config(records, **{"train.steps": 5}), tmp_path / "run")
     spikes = losses(tmp_path / "run", "train/loss_spike")
     assert set(spikes) <= {4, 5} and 4 in spikes
@@ -255,11 +255,49 @@ def test_spikes_of_the_loss_are_logged_with_their_records(records, tmp_path, cap
                      capsys.readouterr().out)  # fmt: skip
 
 
+def test_the_log_has_means_and_what_needs_labels_only_of_steps_that_have_some():
+    """`data.labelled_samples` alternates steps with and without labels, so a line of the last step alone would lie."""
+    steps = [
+        {"loss": 2.0, "silog": 0.5, "ckd": 1.5, "valid_pixels": 100.0, "lr": 0.1, "skipped": 0.0},
+        {"loss": 1.0, "silog": 0.0, "ckd": 1.0, "valid_pixels": 0.0, "lr": 0.2, "skipped": 0.0},
+        {"loss": np.nan, "silog": np.nan, "ckd": 9.0, "valid_pixels": 50.0, "lr": 0.3, "skipped": 1.0},
+        {"loss": 3.0, "silog": 0.7, "ckd": 0.5, "valid_pixels": 50.0, "lr": 0.4, "skipped": 0.0},
+    ]
+    whole, parts = history.Means(), history.Means()
+    for number, values in enumerate(steps, 1):
+        whole.add(number, values)
+        whole.add(number, values)  # looked at twice, counted once
+        parts = history.Means(json.loads(json.dumps(parts.kept)))  # killed and resumed after every step
+        parts.add(number, values)
+    found = whole.take(steps[-1])
+    assert found == {"loss": 2.0, "silog": 0.6, "ckd": 1.0, "valid_pixels": 50.0, "lr": 0.4, "skipped": 0.0}
+    assert parts.take(steps[-1]) == found
+    whole.add(5, {**steps[1], "lr": 0.5})
+    assert "silog" not in (unlabelled := whole.take(steps[1])) and unlabelled["loss"] == 1.0
+    whole.add(6, steps[2])
+    assert whole.take(steps[2])["skipped"] == 1.0 and np.isnan(whole.take(steps[2])["loss"])
+
+
+def test_a_line_of_the_log_is_of_all_steps_since_the_one_before(records, whole_run, tmp_path):
+    """Also of those before a checkpoint that the run goes on from."""
+    config = make_config(records, **{"train.log_every": 4, "train.checkpoint_every": 3, "train.keep_checkpoints": 3})
+    every = losses(whole_run, "train/silog")
+    expected = pytest.approx({last: np.mean([every[last - k] for k in range(4)]) for last in (4, 8)}, rel=1e-6)
+    train(config, tmp_path / "run")
+    assert losses(tmp_path / "run", "train/silog") == expected
+    shutil.rmtree(tmp_path / "run/checkpoints/8")
+    train(config, tmp_path / "run")
+    assert losses(tmp_path / "run", "train/silog") == expected
+
+
 def test_a_spike_is_five_times_the_median():
-    watch = loop.Losses()
+    watch = history.Losses()
     assert [watch.spike(1.0) for _ in range(30)] == [0.0] * 30
     assert watch.spike(4.9) == 0 and watch.spike(5.1) == pytest.approx(5.1)
-    early = loop.Losses()
+    assert watch.spike(100.0, labelled=False) == 0  # the first of its kind
+    again = history.Losses(json.loads(json.dumps(watch.kept)))
+    assert again.spike(6.0) == pytest.approx(6.0) and again.spike(600.0, labelled=False) == 0
+    early = history.Losses()
     assert [early.spike(value) for value in (1.0, 100.0)] == [0.0, 0.0]
 
 

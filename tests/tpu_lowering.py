@@ -29,6 +29,7 @@ def main(records, *overrides):
     frozen = teacher_weights.template("small")
     build_teacher.open_teacher = lambda name: Teacher(frozen, Card("small"))
     build_teacher.weight_hash = lambda teacher: ""
+    jax.default_backend = lambda: "tpu"  # what a TPU's host would say: the teacher is built by it
     distilled = build_teacher.distilled(config, opened)
     mesh = sharding.make_mesh(config.train.fsdp)
     cameras = len(opened.cameras)
@@ -48,7 +49,8 @@ def main(records, *overrides):
     facts = {
         "platforms": exported.platforms, "devices": exported.nr_devices, "inputs": len(exported.in_avals),
         "outputs": len(exported.out_avals), "calls": sorted(set(re.findall(r"custom_call @([\w.]+)", text))),
-        "convolutions": text.count("stablehlo.convolution"), "bfloat16": "bf16" in text,
+        "convolutions": text.count("stablehlo.convolution"), "loops": text.count("stablehlo.while"),
+        "depthwise": len(re.findall(r"feature_group_count = (?!1\b)", text)), "bfloat16": "bf16" in text,
         "bytes": len(text),
     }  # fmt: skip
     print(json.dumps(facts))

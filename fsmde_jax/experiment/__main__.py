@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from fsmde_jax import build, eval_options, heap
 from fsmde_jax.errors import ConfigError, exit_with_message
-from fsmde_jax.experiment import inputs, parallel
+from fsmde_jax.experiment import inputs, parallel, tables
 from fsmde_jax.experiment import report as reports
 from fsmde_jax.experiment import runs as runs_of
 from fsmde_jax.experiment.plan import TEST, TUNE, Run, planned_tests, planned_tuning
@@ -99,8 +99,7 @@ def tune(suite: Suite, rig: str, rows: Sequence[str], root: Path, data: Mapping[
     for row, entry in chosen.items():
         values = ", ".join(f"{list(c['overrides'].values())} {c['mean']:.4f}" for c in entry["candidates"])
         print(f"{row}: {entry['chosen']} of {suite.metric} = {values}")
-        ends = (entry["candidates"][0], entry["candidates"][-1])
-        if len(entry["candidates"]) > 1 and entry["chosen"] in [end["overrides"] for end in ends]:
+        if tables.at_the_end(entry):
             print(f"  note: the best of {row} is at the end of the candidates; a better one may lie beyond")
     print(f"written: {path}")
 

@@ -37,7 +37,8 @@ def report(suite: Suite, root: Path, rigs: Sequence[str], out: str | Path) -> li
       DataError: a damaged result, or a folder that cannot be written to.
     """
     out = Path(out)
-    content: dict[str, Any] = {"suite": suite.name, "title": suite.title, "reference": suite.reference, "rigs": {}}
+    about = {"suite": suite.name, "title": suite.title, "reference": suite.reference, "metric": suite.metric}
+    content: dict[str, Any] = {**about, "rigs": {}}
     for rig in rigs:
         results = read_results(root / suite.name / rig)
         if results:

@@ -1,7 +1,8 @@
 """Statistics over the seeds of an experiment: spread, paired differences, average improvement. Pure functions.
 
-Runs of two rows with the same seed share initialisation of what they have in common, shuffling and augmentation, so
-they are compared in pairs.
+Runs of two rows with the same seed share the initialisation of what they have in common, and, where they read the
+same records, shuffling and augmentation (a row without a teacher reads labelled samples only, in an order of its own);
+so they are compared in pairs. All seeds share the records: errors are of the training's chance, not of the streets'.
 """
 
 import dataclasses

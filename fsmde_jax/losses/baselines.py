@@ -242,11 +242,11 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
-def baseline(name: str, *, key: str = "loss.baseline") -> Baseline:
+def baseline(name: str) -> Baseline:
     """The entry of `BASELINES` called `name`.
 
     Raises:
       ConfigError: unknown name; names the config key and the nearest known name.
     """
-    check_name(key, name, BASELINES)
+    check_name("distill.baseline", name, BASELINES)
     return BASELINES[name]

@@ -12,6 +12,7 @@ Array = Any  # jax.Array
 Terms = dict[str, Array]
 
 RELATIONS = ("tokens", "gram", "bins")
+OF_LABELS = ("silog", "chamfer", "ckd_cross")  # terms that are 0 where `valid_pixels` is, whatever the student says
 
 
 def label_mask(batch: Mapping[str, Array], *, min_depth: float, max_depth: float) -> Array:

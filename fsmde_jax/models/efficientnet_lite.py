@@ -142,6 +142,39 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array
 depthwise_shift.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+def depthwise_grouped(x: Array, kernel: Array, stride: int) -> Array:
+    """`depthwise_shift` as XLA's grouped convolution."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )  # fmt: skip
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_by_platform(x: Array, kernel: Array, stride: int) -> Array:
+    """`depthwise_shift` where the program is compiled for a CPU, `depthwise_grouped` for anything else."""
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=lambda x, k: depthwise_shift(x, k, stride), default=partial(depthwise_grouped, stride=stride)
+    )
+
+
+def _by_platform_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_by_platform(x, kernel, stride), (x, kernel)
+
+
+def _by_platform_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    def grouped(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        return jax.vjp(partial(depthwise_grouped, stride=stride), x, kernel)[1](gradient)
+
+    def shift(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        return _depthwise_backward(stride, (x, kernel), gradient)
+
+    return jax.lax.platform_dependent(*saved, gradient, cpu=shift, default=grouped)
+
+
+depthwise_by_platform.defvjp(_by_platform_forward, _by_platform_backward)
+
+
 class DepthwiseConv(nn.Module):
     """k x k convolution of every channel by itself; `kernel` [k, k, 1, C] whatever the way of computing it."""
 
@@ -155,15 +188,8 @@ class DepthwiseConv(nn.Module):
         c, k = x.shape[-1], self.kernel_size
         kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_in", "normal"), (k, k, 1, c))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        method = self.method
-        if method == "auto":
-            method = "shift" if jax.default_backend() == "cpu" else "conv"
-        if method == "shift":
-            return depthwise_shift(x, kernel, self.stride)
-        return jax.lax.conv_general_dilated(
-            x, kernel, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=c,
-        )  # fmt: skip
+        forms: dict[str, Any] = {"auto": depthwise_by_platform, "shift": depthwise_shift, "conv": depthwise_grouped}
+        return forms[self.method](x, kernel, self.stride)
 
 
 def _conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str) -> nn.Conv:
@@ -204,7 +230,8 @@ class EfficientNetLite(nn.Module):
     Attributes:
       variant: one of `VARIANTS`.
       num_classes: 0 = encoder only; otherwise the ImageNet classifier is added and logits are returned too.
-      depthwise: how depthwise convolutions are computed: `shift` | `conv`, `auto` = shift on CPU, conv elsewhere.
+      depthwise: how depthwise convolutions are computed: `shift` | `conv`, `auto` = shift in a program for a CPU, conv
+        in one for anything else.
       dtype: compute dtype; parameters stay float32.
     """
 

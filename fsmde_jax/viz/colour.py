@@ -1,4 +1,4 @@
-"""Numbers to colours: depth (turbo, near = warm) and errors, and the colour bars that explain them."""
+"""Numbers to colours: depth (turbo, near = warm) and errors, the colour bars that explain them, and pictures as PNG."""
 
 import functools
 
@@ -59,6 +59,13 @@ def colour_error(error: np.ndarray, high: float) -> np.ndarray:
     """Colours [..., 3] uint8 of errors [...] >= 0: blue = 0, red = `high` and above."""
     share = np.clip(np.nan_to_num(np.asarray(error, np.float64) / high, nan=1.0), 0, 1)
     return _error_map()[(share * 255).round().astype(np.uint8)]
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """An image [H, W, 3] uint8 RGB as the content of a PNG file."""
+    done, content = cv2.imencode(".png", image[..., ::-1])
+    assert done
+    return content.tobytes()
 
 
 @functools.cache

@@ -10,11 +10,21 @@ from fsmde_jax import geometry
 from fsmde_jax.data.tfrecord import write_atomically
 
 AGREE = 1.15  # factor within which two cameras show the same surface
+KEEP = 0.9  # share of the pixels, the surest ones, that a cloud shows
+MAX_RANGE = 60.0  # metres of z-depth that a cloud shows
 
 
-def surest(confidence: Sequence[np.ndarray], share: float) -> float:
-    """The confidence that `share` of all pixels reach: a limit for `fuse` whatever a student's calibration."""
-    return float(np.quantile(np.concatenate([np.ravel(each) for each in confidence]), 1 - share))
+def surest(confidence: Sequence[np.ndarray], share: float, visible: Sequence[np.ndarray] | None = None) -> float:
+    """The confidence that `share` of all pixels reach: a limit for `fuse` whatever a student's calibration.
+
+    Args:
+      confidence: N x [H, W].
+      share: above 0, at most 1.
+      visible: N x [H, W] bool, False = the car's own body, whose pixels do not count; None = all visible.
+    """
+    counted = [np.ravel(each) if visible is None else each[visible[i]] for i, each in enumerate(confidence)]
+    known = np.concatenate(counted)
+    return float(np.quantile(known, 1 - share)) if known.size else 0.0
 
 
 class Cloud(NamedTuple):
@@ -34,7 +44,7 @@ def fuse(
     *,
     visible: Sequence[np.ndarray] | None = None,
     min_confidence: float = 0.0,
-    max_range: float = 60.0,
+    max_range: float = MAX_RANGE,
     stride: int = 1,
 ) -> Cloud:
     """The surfaces that N cameras see, each once.

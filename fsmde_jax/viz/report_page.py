@@ -97,8 +97,12 @@ def picture(image: np.ndarray, caption: str, max_width: int = 1800) -> str:
 
 
 def cloud(points: Cloud, name: str, caption: str) -> str:
-    """A point cloud to turn; of more than `MAX_POINTS` every so many-th."""
+    """A point cloud to turn; of more than `MAX_POINTS` one in so many, which the caption then says.
+
+    `caption` is a sentence without its full stop.
+    """
     step = max(1, math.ceil(len(points.points) / MAX_POINTS))
+    caption += f"; one in {step} is shown." if step > 1 else "."
     rows = np.empty(len(points.points[::step]), np.dtype([("xyz", "<f4", (3,)), ("rgba", "u1", (4,))]))
     rows["xyz"], rows["rgba"][:, :3], rows["rgba"][:, 3] = points.points[::step], points.colours[::step], 255
     data = base64.b64encode(rows.tobytes()).decode()
