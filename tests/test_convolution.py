@@ -35,6 +35,53 @@ def test_numbers_and_gradients_are_those_of_the_plain_convolution(size, kernel, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *reversed(gradients))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [(3, 1, 1), (3, 2, "SAME"), (7, 2, 3), (3, 2, ((0, 2), (1, 0))), ((1, 3), 1, "VALID")],
+)
+def test_the_gradient_for_a_kernel_is_that_of_the_plain_convolution(kernel, stride, padding, dtype, monkeypatch):
+    """In float64 by XLA; odd and even sizes, paddings that are not the same on both sides."""
+    monkeypatch.setattr(convolution, "_PER_ROW", 0)
+    size = (kernel, kernel) if isinstance(kernel, int) else kernel
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(2, 17, 22, 3)), rng.normal(size=(*size, 3, 5))
+    pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def pulled(function, dtype):
+        given = jnp.asarray(x, dtype), jnp.asarray(weight, dtype)
+        found, back = jax.vjp(lambda x, k: function(x, k, (stride, stride), pads, **options), *given)
+        above = jnp.asarray(np.random.default_rng(1).normal(size=found.shape), dtype)
+        return found, *back(above)
+
+    with jax.enable_x64(True):
+        wanted = pulled(jax.lax.conv_general_dilated, jnp.float64)
+    found = jax.jit(functools.partial(pulled, convolve, dtype))()
+    for value, reference in zip(found, wanted, strict=True):
+        assert value.dtype == dtype
+        tolerance = 1e-6 if dtype == jnp.float32 else 0.01
+        np.testing.assert_allclose(value.astype(np.float32), reference, atol=5 * tolerance * np.abs(reference).max())
+
+
+def test_the_gradient_for_a_kernel_is_by_rows_in_a_program_for_one_cpu_alone():
+    """And where a row is large: two images of 96 x 256, 64 channels."""
+
+    def loops(platform, devices=1, width=256):
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 96, width, 64), (3, 3, 64, 64))]
+
+        def gradient(x, kernel):
+            given = (1, 1), "SAME"
+            return jax.grad(lambda k: convolve(x, k, *given, dimension_numbers=("NHWC", "HWIO", "NHWC")).sum())(kernel)
+
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((devices,), ("data",))):
+            text = jax.export.export(jax.jit(gradient), platforms=[platform])(*shapes).mlir_module()
+        return text.count("stablehlo.while"), text.count("stablehlo.convolution")
+
+    assert loops("cpu") == (1, 0) and loops("tpu") == (0, 1) and loops("cuda") == (0, 1)
+    assert loops("cpu", devices=2) == loops("cpu", width=64) == (0, 1)
+
+
 def test_the_slow_form_is_left_on_small_maps_only():
     def primitives(size, groups=1):
         layer = nn.Conv(4, (3, 3), padding=1, feature_group_count=groups, conv_general_dilated=convolve)

@@ -24,22 +24,24 @@ def test_the_ablation_suite_says_what_it_should():
     others = {"response", "fitnets", "at", "sp", "rkd", "cwd", "dist", "cirkd"}
     affine = {"bins_kd_affine", "ckd_affine", "ckd_vrkd_affine"}
     core = {"supervised", "bins_kd", "ckd", "vrkd", "ckd_vrkd"} | affine
-    assert set(suite.rows) == core | others
+    (bound,) = [name for name, row in suite.rows.items() if row.bound]
+    assert set(suite.rows) == core | others | {bound}
     assert {name: row.seeds for name, row in suite.rows.items()} == {n: 5 if n in core else 3 for n in suite.rows}
     config = {name: Run(suite, "nuscenes", name, 0, TEST).config() for name in suite.rows}
     assert (config["bins_kd"].distill.w_ckd, config["bins_kd"].distill.w_cross) == (1.0, 0.0)
     plain = config["supervised"]
     assert not (plain.teacher.weights or plain.distill.w_ckd or plain.distill.w_vr or plain.distill.baseline)
     assert config["ckd_vrkd"].distill.w_ckd and config["ckd_vrkd"].distill.w_vr and config["vrkd"].distill.w_ckd == 0
-    assert all(config[name].teacher.weights == "lite0" for name in set(suite.rows) - {"supervised"})
+    assert all(config[name].teacher.weights == "lite0" for name in (core | others) - {"supervised"})
     assert {config[name].distill.baseline for name in others} == others
-    ours = {key for name in suite.rows for key in suite.rows[name].overrides}
+    ours = {key for name in core | others for key in suite.rows[name].overrides}
     assert all(key.startswith(("teacher.", "distill.")) for key in ours)  # rows differ in nothing else
+    assert all(key.startswith("data.") for key in suite.rows[bound].overrides) and config[bound].data.dense_depth
     assert {name for name, c in config.items() if c.distill.shift == "unknown"} == affine
-    assert {name for name, c in config.items() if c.distill.bins != "aligned"} == {"supervised"}
+    assert {name for name, c in config.items() if c.distill.bins != "aligned"} == {"supervised", bound}
     features = {"vrkd", "ckd_vrkd", "ckd_vrkd_affine", "fitnets", "at", "sp", "rkd", "cwd", "cirkd"}
     assert {name for name, c in config.items() if not c.teacher.cache} == features
-    assert all(c.data.labelled_samples == 20 for c in config.values())
+    assert all(c.data.labelled_samples == 20 * (name != bound) for name, c in config.items())
     for name, rig in suite.rigs.items():
         weights, cache = rig.inputs
         assert weights.records == plain.train.encoder_weights and cache.records == f"caches/ablation_{name}_lite0"

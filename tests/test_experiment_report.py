@@ -207,6 +207,23 @@ def test_the_commit_of_the_tuning_is_named(tmp_path, commits):
     assert "**lr 0.001: 0.2500**" in page and ("(commit 555555555555); the lowest" in page) == bool(commits)
 
 
+def test_a_bound_is_shown_and_never_called_the_best_method(tmp_path):
+    rows = {
+        "supervised": Row({}), "ckd": Row({"teacher.weights": "tiny", "distill.w_ckd": 1.0}),
+        "every_pixel": Row({"data.dense_depth": True}, bound=True),
+    }  # fmt: skip
+    suite = made_up_runs.suite(sweeps={}, rows=rows)
+    scales = {"supervised": 1.0, "ckd": 0.8, "every_pixel": 0.5}
+    for run in planned_tests(suite, "ring", list(suite.rows), {name: {} for name in rows}):
+        rng = np.random.default_rng(run.seed)
+        metrics = {truth: made_up_runs.metrics_of(rng, scales[run.row]) for truth in ("lidar", "dense")}
+        made_up_runs.write(tmp_path, run, made_up_runs.result(run, metrics))
+    experiment_report.report(suite, tmp_path, ["ring"], tmp_path / "out")
+    page = (tmp_path / "out/small.md").read_text()
+    assert page.count("| `every_pixel` (bound) |") == 2 and "(bound): trained on labels" in page
+    assert page.count("`ckd` has the highest mean improvement. Its improvement over each other row: `supervised`") == 2
+
+
 @pytest.mark.parametrize(("best", "at_the_end"), [(0, True), (1, False), (2, True)])
 def test_the_page_names_rows_whose_best_candidate_is_an_end_of_those_tried(tmp_path, best, at_the_end):
     suite = made_up_runs.suite(sweeps={})

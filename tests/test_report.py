@@ -189,7 +189,7 @@ def test_what_is_no_run_is_named(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("width", [1300, 390])
 def test_a_browser_shows_it_without_errors(made, tmp_path, width):
-    """Headless Chromium: no console errors, nothing wider than the window (not a long path either), a cloud is drawn.
+    """Headless Chromium: no console errors, nothing wider than the window (a long path neither), a cloud that moves.
 
     The page is in a frame of the width that is meant, since no window of Chromium is narrower than 500 pixels.
     """
@@ -198,11 +198,22 @@ def test_a_browser_shows_it_without_errors(made, tmp_path, width):
         pytest.skip("no chromium: the report is not looked at in a browser")
     look = """<script>addEventListener("load", () => setTimeout(() => {
       const canvas = document.querySelector("canvas"), gl = canvas && canvas.getContext("webgl");
-      const pixels = gl ? new Uint8Array(4 * canvas.width * canvas.height) : [];
-      if (gl) gl.readPixels(0, 0, canvas.width, canvas.height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
-      const lit = pixels.filter((v, i) => i % 4 < 3 && v > 60).length, root = document.documentElement;
+      const seen = () => {
+        const pixels = gl ? new Uint8Array(4 * canvas.width * canvas.height) : [];
+        if (gl) gl.readPixels(0, 0, canvas.width, canvas.height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+        return pixels;
+      };
+      const changed = (a, b) => a.filter((v, i) => v !== b[i]).length;
+      const first = seen(), lit = first.filter((v, i) => i % 4 < 3 && v > 60).length, root = document.documentElement;
+      canvas.setPointerCapture = () => {};  // a made-up finger cannot be captured
+      canvas.dispatchEvent(new WheelEvent("wheel", {deltaY: -500, cancelable: true}));
+      const nearer = seen();
+      for (const [kind, x] of [["pointerdown", 50], ["pointermove", 150], ["pointerup", 150], ["pointermove", 250]])
+        canvas.dispatchEvent(new PointerEvent(kind, {pointerId: 7, clientX: x, clientY: 60}));
+      const turned = seen();
       const phone = matchMedia("(max-width: 499px)").matches;
-      parent.postMessage([root.scrollWidth, root.clientWidth, innerWidth, phone, gl ? lit : -1], "*");
+      parent.postMessage([root.scrollWidth, root.clientWidth, innerWidth, phone, gl ? lit : -1,
+                          changed(first, nearer), changed(nearer, turned)], "*");
     }, 500));</script>"""
     note = f"<p>No point cloud: the records {'/long' * 60} are not here.</p>"
     (tmp_path / "page.html").write_text(made.read_text().replace("</body>", note + look + "</body>"))
@@ -219,9 +230,10 @@ def test_a_browser_shows_it_without_errors(made, tmp_path, width):
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     found = json.loads(re.search(r"<title>(\[[^<]*\])</title>", result.stdout).group(1))
-    seen, shown, inner, phone, lit = found
+    seen, shown, inner, phone, lit, zoomed, turned = found
     assert inner == width and phone == (width < 500), "not looked at in the width that was meant"
     assert seen <= shown <= width
     assert lit > 500, "no WebGL in this browser, though it has a software renderer" if lit == -1 else "an empty cloud"
+    assert zoomed > 500 and turned > 500, "a wheel or a finger does not move the cloud"
     errors = [line for line in result.stderr.splitlines() if ":CONSOLE" in line and "GL Driver Message" not in line]
     assert not errors

@@ -141,6 +141,8 @@ ROWS = {
     "bins_kd_affine": Row({**CKD, "distill.w_cross": 0.0, **AFFINE}, seeds=5),
     "ckd_affine": Row({**CKD, **AFFINE}, seeds=5),
     "ckd_vrkd_affine": Row({**CKD, **VRKD, **AFFINE}, seeds=5),
+    # How much there is to gain: the exact depth of every pixel of all frames, which no LiDAR gives.
+    "every_pixel": Row({"data.dense_depth": True, "data.labelled_samples": 0, "data.label_fraction": 1.0}, bound=True),
     **{name: _other(name) for name in ("response", "fitnets", "at", "sp", "rkd", "cwd", "dist", "cirkd")},
 }
 

@@ -75,6 +75,7 @@ def collect(suite: Suite, rig: str, root: Path, results: Results) -> dict[str, A
     common = flatten((next(iter(base.values())) if base else everything[0])["config"])
     setup, folder = suite.rigs[rig], root / suite.name / rig
     shown = [name for name in suite.rows if name in results]
+    methods = [name for name in shown if not suite.rows[name].bound]
     curves = {
         name: {seed: c for seed in sorted(results[name]) if (c := _curve(folder / name / f"seed{seed}"))[0]}
         for name in shown
@@ -93,7 +94,8 @@ def collect(suite: Suite, rig: str, root: Path, results: Results) -> dict[str, A
         "teachers": _unique(r["teacher"] for r in everything if r["teacher"]),
         "dates": [min(r["date"] for r in everything), max(r["date"] for r in everything)],
         "rows": {truth: summaries(results, suite.rows, suite.reference, truth) for truth in truths},
-        "leader": {truth: _leader(results, shown, suite.reference, truth) for truth in truths},
+        "leader": {truth: _leader(results, methods, suite.reference, truth) for truth in truths},
+        "bounds": [name for name in shown if name not in methods],
         "missing": [name for name in suite.rows if name not in results],
         "chosen": {name: _chosen(suite, name, results[name]) for name in shown},
         "seconds": {name: _seconds(results[name]) for name in shown},
@@ -172,11 +174,13 @@ def _sweep(suite: Suite, rig: str, name: str, results: Results, truths: Sequence
 def plots(found: Mapping[str, Any], reference: str) -> dict[str, bytes]:
     """{name: PNG} of one rig's content."""
     made: dict[str, bytes] = {}
+    named = {name: f"{name} (bound)" for name in found["bounds"]}
     bars = {
         truth: [
-            (name, 100 * i["mean"], None if i["standard_error"] is None else 100 * i["standard_error"], i["counts"])
+            (named.get(name, name), 100 * i["mean"], error and 100 * error, i["counts"])
             for name, row in rows.items()
             if name != reference and (i := row["improvement"])
+            for error in (i["standard_error"],)
         ]
         for truth, rows in found["rows"].items()
     }

@@ -52,13 +52,15 @@ class RigSetup:
 class Row:
     """One method: overrides of config keys, seeds 0 ... seeds - 1.
 
-    `candidates` are what tuning chooses from, () = the suite's; every tuned row has the same number of them.
+    `candidates` are what tuning chooses from, () = the suite's; every tuned row has the same number of them. A `bound`
+    sees labels that the others do not: it says how much there is to gain, and is not compared with them as a method.
     """
 
     overrides: Overrides
     seeds: int = 3
     candidates: tuple[Overrides, ...] = ()
     tuned: bool = True
+    bound: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,14 @@ def page(content: Mapping[str, Any]) -> str:
         lines += ["", f"## {rig}", "", *_about(found)]
         for truth in found["truths"]:
             lines += ["", f"### Against {truth} ground truth", "", f"{found['titles'][truth]}; P1, metric.", ""]
-            lines += _rows(found["rows"][truth], found["chosen"], reference)
+            lines += _rows(found["rows"][truth], found["chosen"], reference, found["bounds"])
             lines += ["", f"Differences to `{reference}`:", "", *_differences(found["rows"][truth], reference)]
             lines += _leader(found["leader"][truth])
+        if found["bounds"]:
+            lines += [
+                "",
+                "(bound): trained on labels that the other rows do not have, so it says how much there is to gain.",
+            ]
         if found["missing"]:
             lines += ["", f"Not run yet: {', '.join(found['missing'])}."]
         lines += _sweeps(found)
@@ -124,10 +129,13 @@ def _metrics_of(rows: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for row in rows.values() for name in row["metrics"]))
 
 
-def _rows(rows: Mapping[str, Any], chosen: Mapping[str, Any], reference: str) -> list[str]:
+def _rows(
+    rows: Mapping[str, Any], chosen: Mapping[str, Any], reference: str, bounds: Sequence[str]
+) -> list[str]:  # fmt: skip
     names = _metrics_of(rows)
     body = [
-        [f"`{row}`", _short(chosen[row]) or "-", str(len(r["seeds"])), *(spread(r["metrics"].get(n), n) for n in names),
+        [f"`{row}`" + " (bound)" * (row in bounds), _short(chosen[row]) or "-", str(len(r["seeds"])),
+         *(spread(r["metrics"].get(n), n) for n in names),
          "reference" if row == reference else improvement(r["improvement"])]
         for row, r in rows.items()
     ]  # fmt: skip

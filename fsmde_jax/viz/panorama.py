@@ -51,6 +51,8 @@ def panorama(
 ) -> np.ndarray:
     """Four blocks - images, predicted depth, true depth, relative error where it is known - on one depth scale.
 
+    Without a truth the depth stands below the images; with one the pairs stand side by side, unless they are too wide.
+
     Args:
       images: [N, H, W, 3] uint8 RGB.
       pred_depth: [N, H, W] metres.
@@ -114,7 +116,7 @@ def panorama(
             _block(names_of[0], measured, names, rows, depth_bar, bar),
             _block(f"relative error {names_of[1]}{mean}", errors, names, rows, error_bar, bar),
         ]
-    return _page(blocks, title, columns=2 if block_width <= 4 * cell_width else 1)
+    return _page(blocks, title, columns=2 if truth is not None and block_width <= 4 * cell_width else 1)
 
 
 def colour_scale(min_depth: float, max_depth: float) -> tuple[float, float]:
