@@ -15,7 +15,8 @@ and AdamW; and the input, a batch made in one thread from JPEGs in memory, which
 `teacher from a cache` is the whole step with `teacher.cache`: maps and tokens come with the batch. The backward pass is
 a difference, and so is what the parts leave of the whole step. `share of peak` is of the rate at which this machine
 multiplies float32 (or bfloat16) matrices of 4096 x 4096 (2048 on a CPU), measured in the same run, and `share of
-bandwidth` of that at which it adds two large arrays. Operations are those that XLA counts before compilation; bytes
+bandwidth` of that at which it adds two large arrays. Operations are those that XLA counts before compilation,
+a loop's body once (on a CPU the gradients for kernels are loops, so that their shares are larger than said); bytes
 those of the compiled program, which may come from a cache, so that their share can be above 100 %. Memory is that of a
 process of its own (on an accelerator, of the device), the step compiled and run once before; what compiling took there
 is not given back under these settings of malloc, and counts as there before the step.

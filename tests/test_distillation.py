@@ -397,7 +397,12 @@ def test_wrong_keys_are_refused_before_any_work(records, capsys):
     for relation in ("tokens", "bins"):
         with pytest.raises(ConfigError, match=r"distill.tokens = \(20, 40\): finer than what is compared"):
             Job(make_config(records, **ALL, **{"distill.tokens": (20, 40), "distill.relation": relation}))
-    one = open_records(str(records), open_records(str(records)).cameras[:1])
+    # Bins are finer than features, also beside another method, unless that one compares tokens of features.
+    opened, fine = open_records(str(records)), {"distill.tokens": (8, 16), "distill.relation": "bins"}
+    build_teacher.distilled(make_config(records, **ALL, **fine, **{"distill.baseline": "response"}), opened)
+    with pytest.raises(ConfigError, match=r"distill.tokens = \(8, 16\): finer than what is compared"):
+        build_teacher.distilled(make_config(records, **ALL, **fine, **{"distill.baseline": "cirkd"}), opened)
+    one = open_records(str(records), opened.cameras[:1])
     build_teacher.distilled(make_config(records, **ALL), one)
     assert "no two of the cameras" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"needs a metric teacher, and 'toy' is a relative one"):

@@ -80,6 +80,8 @@ def test_panorama_of_any_rig(count):
     assert picture.shape[0] < 4000 and picture.shape[1] < 4000
     without = panorama.panorama(*_rig(count)[:2], None, *_rig(count)[3:], max_depth=80.0)
     assert without.shape[0] * without.shape[1] < picture.shape[0] * picture.shape[1]
+    if count in (5, 6):  # two rows of three: depth below the images, not beside them
+        assert without.shape[1] < 0.6 * picture.shape[1] and without.shape[0] > 0.9 * picture.shape[0]
 
 
 def test_prediction_is_drawn_in_its_cell_with_the_scale_s_colour():
