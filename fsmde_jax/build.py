@@ -1,6 +1,5 @@
 """From a config to the objects of a job. The only place where config keys meet constructors."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from fsmde_jax import optim, weights
+from fsmde_jax import distributed, optim, weights
 from fsmde_jax.build_teacher import Distilled, check_distillation, labels
 from fsmde_jax.data.pipeline import AugmentOptions
 from fsmde_jax.data.records import Records, open_records
@@ -184,4 +183,4 @@ def _note_focals(config: ml_collections.ConfigDict, records: Records, folder: st
         intrinsics, width, names, min_depth=config.model.min_depth, max_depth=config.model.max_depth,
         focal_canonical=config.model.focal_canonical, focal_range=tuple(config.model.focal_range),
     ):  # fmt: skip
-        print(f"warning: {folder}: {text}", file=sys.stderr)
+        distributed.say(f"warning: {folder}: {text}", warning=True)

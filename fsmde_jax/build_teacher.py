@@ -1,7 +1,6 @@
 """From a config to a student's teacher: keys of `teacher` and `distill` checked, network opened, loss built."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from fsmde_jax import geometry
+from fsmde_jax import distributed, geometry
 from fsmde_jax.data.records import Records
 from fsmde_jax.data.teacher_maps import TeacherCache, open_cache
 from fsmde_jax.distillation import BINS, SHIFTS, Distillation, Needs, needs
@@ -142,7 +141,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
     d, t = config.distill, config.teacher
     if config.task != "student" or not _in_use(d):
         if config.task == "student" and t.weights:
-            print("note: every weight of distill is 0, so the teacher that the config names is not used")
+            distributed.say("note: every weight of distill is 0, so the teacher that the config names is not used")
         return None
     if not t.weights:
         raise ConfigError(
@@ -151,7 +150,7 @@ def distilled(config: ml_collections.ConfigDict, records: Records) -> Distilled 
             f" are), or train without: {SUPERVISED_ONLY}"
         )
     if d.baseline and d.w_baseline and (d.w_ckd or d.w_vr):
-        print(f"note: distill.baseline = {d.baseline!r} is added to w_ckd = {d.w_ckd} and w_vr = {d.w_vr}")
+        distributed.say(f"note: distill.baseline = {d.baseline!r} is added to w_ckd = {d.w_ckd} and w_vr = {d.w_vr}")
     try:
         teacher = open_teacher(t.weights)
     except DataError as error:
@@ -209,10 +208,10 @@ def _check_relations(
     first = records[0]
     pairs = geometry.adjacency(first.cam_to_ego, first.intrinsics, first.image_size[:, 1])
     if weights.w_vr and not np.asarray(pairs).any():
-        print(
+        distributed.say(
             f"warning: distill.w_vr = {weights.w_vr}: no two of the cameras {records.cameras} are adjacent, so there"
             " are no relations to teach; set it to 0, or name other cameras in data.cameras",
-            file=sys.stderr,
+            warning=True,
         )
 
 

@@ -82,6 +82,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str, *, warning: bool = False) -> None:
+    """Prints once for all processes; a warning to stderr."""
+    if is_main():
+        print(text, file=sys.stderr if warning else sys.stdout)
+
+
 def from_main(flag: bool) -> bool:
     """What process 0 says, in all processes."""
     return bool(total({"flag": int(flag and is_main())})["flag"])

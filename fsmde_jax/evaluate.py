@@ -211,8 +211,8 @@ def picture_of(predict_fn: PredictFn, records: Records, index: int, options: Eva
 def note_idle_devices(batch_size: int) -> None:
     """Says where a process's devices will all compute the same rigs, as `sharding.spread` cannot divide a batch."""
     devices = jax.local_device_count()
-    if batch_size % devices and distributed.is_main():
-        print(
+    if batch_size % devices:
+        distributed.say(
             f"note: eval.batch_size = {batch_size} cannot be divided over this process's {devices} devices, so an"
             f" evaluation is as fast as on one; --config.eval.batch_size={devices} uses all"
         )
@@ -300,10 +300,12 @@ def _with_model_of(saved: dict[str, Any], config: ml_collections.ConfigDict, whe
         changed += compatible.differences(teacher, config.teacher.to_dict(), "teacher")
     changed += compatible.differences(task, config.task, "task")
     if changed:
-        print(f"note: {where} keeps its own network:\n  " + "\n  ".join(changed))
+        distributed.say(f"note: {where} keeps its own network:\n  " + "\n  ".join(changed))
     trained_at = tuple(saved["data"]["image_size"])
     if trained_at != tuple(config.data.image_size):
-        print(f"note: {where} was trained at {trained_at}, this evaluation is at {tuple(config.data.image_size)}")
+        distributed.say(
+            f"note: {where} was trained at {trained_at}, this evaluation is at {tuple(config.data.image_size)}"
+        )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.task = task

@@ -54,7 +54,6 @@ def main(argv: Sequence[str]) -> None:
         workdir = Path(_WORKDIR.value or f"runs/{config.name}")
         if not _DISTRIBUTED.value and (_COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value >= 0):
             raise ConfigError("--coordinator, --num_processes and --process_id belong to --distributed")
-        print(f"workdir: {workdir}")
         # JAX is imported only now, so that --help and typing errors answer at once.
         from fsmde_jax import distributed, preemption
         from fsmde_jax.evaluate import evaluate_run
@@ -64,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
             preemption.end_at_once()
         if _DISTRIBUTED.value:
             distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        distributed.say(f"workdir: {workdir}")
         with distributed.ending_with_peers():
             if _MODE.value != "evaluate":
                 train(config, workdir, init_from=_INIT_FROM.value)

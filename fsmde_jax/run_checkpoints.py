@@ -44,8 +44,9 @@ def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
     # Of several processes: the end of one manager's write and the begin of another's would meet at one barrier.
     barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, enable_async_checkpointing=True, multiprocessing_options=barriers
-    )
+        max_to_keep=keep, create=True, enable_async_checkpointing=True, multiprocessing_options=barriers,
+        single_host_load_and_broadcast=True,  # a file server may not show all processes the same
+    )  # fmt: skip
     try:
         return ocp.CheckpointManager(folder.resolve(), options=options)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, init_from: str = 
     build.check(config)
     evaluate.check(config)
     eval_options.check_best(config)
-    if distributed.is_main():
-        print(f"{jax.device_count()} device(s), {jax.devices()[0].device_kind}, of {jax.process_count()} process(es)")
+    distributed.say(
+        f"{jax.device_count()} device(s), {jax.devices()[0].device_kind}, of {jax.process_count()} process(es)"
+    )
     _check_batch(config)
     mesh = sharding.make_mesh(config.train.fsdp)
     records, eval_records = build.open_split(config, "train"), build.open_split(config, "eval")
@@ -113,7 +113,7 @@ def _train(
             meta["best"] = _resumed_best(saved["best"], checkpoints, config, eval_records)
             # Older runs lack some of these.
             meta |= {name: saved[name] for name in ("skipped", "losses", "means") if name in saved}
-            print(f"resuming {workdir} at step {step}")
+            distributed.say(f"resuming {workdir} at step {step}")
         if distributed.is_main():
             _write_down(workdir / "config.json", config.to_dict())
             _write_down(workdir / "identity.json", run_identity)
@@ -161,10 +161,10 @@ def _check_teacher(saved: dict[str, Any] | None, current: dict[str, Any] | None,
 def _warn_of_leakage(records: Records, eval_records: Records) -> None:
     shared = shared_scenes(records, eval_records)
     if shared:
-        print(
+        distributed.say(
             f"warning: {len(shared)} of {len(eval_records.manifest.scenes)} scenes of data.eval_records are in"
             f" data.train_records too, e.g. {shared[0]!r}: the evaluation is no measure of unseen streets",
-            file=sys.stderr,
+            warning=True,
         )
 
 
@@ -196,12 +196,12 @@ def _start(config: ml_collections.ConfigDict, state: TrainState, init_from: str)
     """Parameters of a new run: another run's, a teacher's, ImageNet's for the encoder, or the random ones."""
     if init_from:
         tree, meta, said = read_student(init_from)
-        print(f"starting from {said}")
+        distributed.say(f"starting from {said}")
         changed = compatible.differences(
             compatible.model_of(meta["identity"]["config"]), config.model.to_dict(), "model"
         )
         if changed:
-            print("note: the same parameters will mean something else, because\n  " + "\n  ".join(changed))
+            distributed.say("note: the same parameters will mean something else, because\n  " + "\n  ".join(changed))
         own = checkpoint.without_companions({"params": state.params, "batch_stats": state.batch_stats})
         fitted = compatible.fit_parameters(own, tree, init_from)
         params = {**state.params, **fitted["params"]}  # a projector starts anew
@@ -244,15 +244,17 @@ def _resumed_best(
     try:
         meta = checkpoints.best_meta()
     except DamagedError as error:
-        print(f"warning: {error}\nwarning: the best checkpoint is chosen anew", file=sys.stderr)
+        distributed.say(f"warning: {error}\nwarning: the best checkpoint is chosen anew", warning=True)
         return None
     if meta is None:
         if saved is not None:
-            print(f"note: the best checkpoint, of step {saved['step']}, is gone: the best is chosen anew")
+            distributed.say(f"note: the best checkpoint, of step {saved['step']}, is gone: the best is chosen anew")
         return None
     best: dict[str, Any] = meta["best"]
     measured = {"drop_cameras": [], **best["measured"]}  # older runs do not say it
     if measured != best_of_what(config, eval_records):
-        print("note: evaluations are measured in another way than before, so the best checkpoint is chosen anew")
+        distributed.say(
+            "note: evaluations are measured in another way than before, so the best checkpoint is chosen anew"
+        )
         return None
     return best

@@ -80,8 +80,9 @@ def real_alone(records, tmp_path_factory):
     return run_alone(records, tmp_path_factory.mktemp("alone"), toy=False)
 
 
-def run_alone(records, folder, toy):
-    command = command_line(config_of(records, **{"train.fsdp": 2}), folder / "config.py", folder / "run")
+def run_alone(records, folder, toy, **changes):
+    folder.mkdir(exist_ok=True)
+    command = command_line(config_of(records, **{"train.fsdp": 2, **changes}), folder / "config.py", folder / "run")
     command[command.index("--mode") + 1] = "train_and_evaluate"
     if toy:
         command[command.index("fsmde_jax.main")] = "tests.toy_run"
@@ -124,7 +125,7 @@ def test_two_processes_are_the_run_of_one(records, tmp_path, request, fsdp, enco
     said, codes = ended(start(config, tmp_path, tmp_path / "run", toy=encoder == "toy", TOY_LATE="1"))
     assert codes == [0, 0], "\n".join(said)
     check_same(tmp_path / "run", alone)
-    assert "| metric |" in said[0] and "step 4/4" in said[0]
+    assert "| metric |" in said[0] and "step 4/4" in said[0] and "workdir: " in said[0]
     assert "step 4/4" not in said[1] and "| metric |" not in said[1]  # only one of them prints and writes
     lines = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len([step for step in lines if step == 1]) == 1
@@ -132,7 +133,23 @@ def test_two_processes_are_the_run_of_one(records, tmp_path, request, fsdp, enco
 
 
 @pytest.mark.slow
-def test_one_process_killed_ends_the_other_and_a_restart_goes_on(records, alone, tmp_path):
+def test_two_processes_are_taught_as_one_is(records, alone, tmp_path):
+    """Both losses of distillation in the step; the teacher is the toy that `alone` trained."""
+    taught = {"teacher.weights": str(alone), "teacher.dtype": "float32", "teacher.longer_side": 64, "train.fsdp": 2,
+              "distill.w_ckd": 1.0, "distill.w_vr": 1.0, "distill.tokens": (2, 4)}  # fmt: skip
+    one = run_alone(records, tmp_path / "one", True, **taught)
+    said, codes = ended(start(config_of(records, **taught), tmp_path, tmp_path / "run", toy=True))
+    assert codes == [0, 0], "\n".join(said)
+    check_same(tmp_path / "run", one)
+    for term in ("ckd_prob", "ckd_cross", "vrkd"):
+        ours, theirs = (losses(folder, f"train/{term}") for folder in (tmp_path / "run", one))
+        assert sorted(ours) == [1, 2, 3, 4] and min(ours.values()) > 0, term
+        np.testing.assert_allclose([ours[s] for s in sorted(ours)], [theirs[s] for s in sorted(theirs)], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [1, 0])
+def test_one_process_killed_ends_the_other_and_a_restart_goes_on(killed, records, alone, tmp_path):
     workdir = tmp_path / "run"
     config = config_of(records, **{"train.fsdp": 2})
     processes = start(config, tmp_path, workdir, toy=True, TOY_EVALUATION="3")
@@ -141,14 +158,15 @@ def test_one_process_killed_ends_the_other_and_a_restart_goes_on(records, alone,
         if (workdir / "checkpoints" / "2").is_dir():
             break
         time.sleep(0.01)
-    assert processes[1].poll() is None, ended(processes)
-    processes[1].send_signal(signal.SIGKILL)
-    killed = time.monotonic()
-    said, _ = processes[0].communicate(timeout=distributed.PEER_TIMEOUT + 60)
-    assert processes[0].returncode != 0
-    assert time.monotonic() - killed < distributed.PEER_TIMEOUT + 30
+    gone, other = processes[killed], processes[1 - killed]
+    assert gone.poll() is None, ended(processes)
+    gone.send_signal(signal.SIGKILL)
+    at = time.monotonic()
+    said, _ = other.communicate(timeout=distributed.PEER_TIMEOUT + 60)
+    assert other.returncode != 0
+    assert time.monotonic() - at < distributed.PEER_TIMEOUT + 30
     assert re.search(r"lost the others|distributed service detected fatal errors", said), said
-    processes[1].communicate()
+    gone.communicate()
     said, codes = ended(start(config, tmp_path, workdir, toy=True))
     assert codes == [0, 0], "\n".join(said)
     assert "at step 2" in said[0]
