@@ -2,17 +2,26 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fsmde_jax.errors import TrainingError
+
+# tensorboardX imports PyTorch where it is installed, to take tensors, too: half of a training's start.
+_torch = sys.modules.get("torch")
+sys.modules["torch"] = _torch  # type: ignore[assignment]  # None: not to be found
+try:
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+finally:
+    if _torch is None:
+        del sys.modules["torch"]
 
 LOG = "metrics.jsonl"
 

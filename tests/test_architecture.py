@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,18 @@ def test_libraries_stay_in_their_rooms(library, rooms):
             used.add("flax")
         allowed = any(module == room or module.startswith(room + ".") for room in rooms)
         assert not used or allowed, f"{module} must not import {library}"
+
+
+def test_commands_start_without_torch_and_tensorflow():
+    """Also where they are installed, as here: they would take most of a command's start."""
+    code = (
+        "import importlib, sys\n"
+        "for name in ('train', 'predict', 'report', 'export', 'teacher_cache', 'convert', 'experiment.__main__'):\n"
+        "    importlib.import_module(f'fsmde_jax.{name}')\n"
+        "print(sorted({'torch', 'tensorflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_data_never_imports_models_and_data_prep_never_imports_jobs():
