@@ -1,6 +1,7 @@
 """Keeps the house in order: imports go downward only, and heavy libraries stay in their rooms."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -70,6 +71,7 @@ FSMDE = modules("fsmde_jax")
 PREP = modules("data_prep")
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Absolute names that a file imports, sub-modules of this project resolved."""
     names: set[str] = set()
