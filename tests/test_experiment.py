@@ -218,7 +218,7 @@ def test_the_shipped_teacher_is_named_by_its_hash():
 def test_tuning_chooses_by_val_and_the_test_phase_uses_it(jobs, tmp_path, capsys):
     suite = made_up_runs.suite()
     jobs.value = lambda config: {1e-3: 0.3, 3e-3: 0.25}[config.optim.lr]
-    with pytest.raises(ConfigError, match=r"nothing tuned yet[\s\S]*--phase tune --root \S+ --rows supervised"):
+    with pytest.raises(ConfigError, match=r"nothing is tuned yet[\s\S]*--phase tune --root \S+ --rows supervised"):
         experiment_runs.read_tuned(tmp_path, suite, "ring", ["supervised"], DATA)
     val = {role: DATA[role] for role in ("train", "val")}  # tuning never opens the test records
     experiment.tune(suite, "ring", ["supervised"], tmp_path, val)
@@ -235,7 +235,7 @@ def test_tuning_chooses_by_val_and_the_test_phase_uses_it(jobs, tmp_path, capsys
     assert experiment_runs.read_tuned(tmp_path, suite, "ring", ["supervised"], DATA) == {
         "supervised": {"optim.lr": 3e-3}
     }
-    with pytest.raises(ConfigError, match=r"ckd tuned yet[\s\S]*--rows ckd"):
+    with pytest.raises(ConfigError, match=r"ckd: not tuned yet[\s\S]*--rows ckd"):
         experiment_runs.read_tuned(tmp_path, suite, "ring", ["supervised", "ckd"], DATA)
     untuned = made_up_runs.suite(rows={**suite.rows, "ckd": Row({}, tuned=False)})
     assert experiment_runs.read_tuned(tmp_path, untuned, "ring", ["ckd"], DATA) == {"ckd": {}}
@@ -261,7 +261,7 @@ def test_rows_that_another_metric_or_other_seeds_chose_do_not_stay_in_tuned_json
     experiment.tune(made_up_runs.suite(), "ring", ["supervised"], tmp_path, DATA)
     other = made_up_runs.suite(rows={"supervised": Row({}), "plain": Row({})}, sweeps={}, metric="metric/rmse")
     experiment.tune(other, "ring", ["plain"], tmp_path, DATA)
-    with pytest.raises(ConfigError, match="supervised tuned yet"):
+    with pytest.raises(ConfigError, match="supervised: not tuned yet"):
         experiment_runs.read_tuned(tmp_path, other, "ring", ["supervised", "plain"], DATA)
     jobs.calls.clear()
     experiment.tune(other, "ring", ["supervised"], tmp_path, DATA)
@@ -470,7 +470,7 @@ def test_whole_experiment_on_real_jobs(suite_file, tmp_path, capsys):
     words = ["--suite", suite_file, "--rig", "ring", "--root", root]
     with pytest.raises(SystemExit):
         _main(*words)
-    assert "nothing tuned yet" in capsys.readouterr().err
+    assert "nothing is tuned yet" in capsys.readouterr().err
     _main(*words, "--phase", "tune", "--jobs", "2")
     assert multiprocessing.active_children() == []
     _main(*words, "--sweeps", "bins")
