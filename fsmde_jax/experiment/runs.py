@@ -194,8 +194,8 @@ def read_tuned(root: Path, suite: Suite, rig: str, rows: Iterable[str], data: Ma
     again = f"python -m fsmde_jax.experiment --suite {suite.name} --rig {rig} --phase tune --root {root} --rows"
     if missing := [row for row in tuned if row not in found]:
         raise ConfigError(
-            f"{path}: {'nothing is' if missing == tuned else ', '.join(missing) + ': not'} tuned yet; the test phase uses what"
-            f" tuning chose on the val records. Run:\n  {again} {' '.join(missing)}"
+            f"{path}: {'nothing is' if missing == tuned else ', '.join(missing) + ': not'} tuned yet; the test phase"
+            f" uses what tuning chose on the val records. Run:\n  {again} {' '.join(missing)}"
         )
     if tuned and (lines := _chosen_otherwise(content, suite)):
         raise ConfigError(
