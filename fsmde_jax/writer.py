@@ -13,14 +13,14 @@ import numpy as np
 from fsmde_jax.errors import TrainingError
 
 # tensorboardX imports PyTorch where it is installed, to take tensors, too: half of a training's start.
-_torch = sys.modules.get("torch")
-sys.modules["torch"] = _torch  # type: ignore[assignment]  # None: not to be found
+_loaded = "torch" in sys.modules
+sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None: not to be found
 try:
     from tensorboardX import summary
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 finally:
-    if _torch is None:
+    if not _loaded:
         del sys.modules["torch"]
 
 LOG = "metrics.jsonl"
